@@ -1,0 +1,5 @@
+"""argv → settings → run. Replaced soon."""
+
+
+def main() -> int:
+    return 0

@@ -1,0 +1,24 @@
+"""Ollama's dialect spoken by a llama.cpp server: requests there, answers back (docs/compatibility.md).
+
+Sans-I/O: bytes in, bytes out; the gateway moves them. What may not happen here: reading a clock, sending,
+guessing. A field that cannot be honoured is refused with a sentence, never dropped in silence.
+"""
+
+from __future__ import annotations
+
+from herd_node.translate.base import Answer, Call, ModelFacts, Reader, Refusal, Truncated, model_digest
+from herd_node.translate.errors import reclassify, translate_error
+from herd_node.translate.requests import translate
+
+__all__ = [
+    "Answer",
+    "Call",
+    "ModelFacts",
+    "Reader",
+    "Refusal",
+    "Truncated",
+    "model_digest",
+    "reclassify",
+    "translate",
+    "translate_error",
+]
