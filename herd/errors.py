@@ -1,20 +1,23 @@
 """The exception tree: each leaf is a decision somebody makes.
 
-    HerdError
-    ├── SettingsError            a flag, variable or file is wrong            -> exit 2
-    ├── StartError               port taken, folder locked, ...               -> exit 1
-    ├── NotReachable             a client command found no router             -> exit 1
-    ├── ApiError                 an answer to a caller; carries the status    -> body in the caller's dialect
-    ├── ClientError (ApiError)   the caller's fault
+HerdError
+├── SettingsError            a flag, variable or file is wrong         -> exit 2
+├── StartError               port taken, folder locked                 -> exit 1
+├── NotReachable             a client command found no router          -> exit 1
+└── ApiError                 an answer to a caller, with its status    -> body in the caller's dialect
+    ├── ClientError          the caller's fault
     │   ├── BadRequest           400
     │   ├── Forbidden            403
     │   ├── ModelNotFound        404
-    │   └── BodyTooLarge         413
-    └── FleetError               the request was fine, the fleet was not
-        ├── Saturated            503 + Retry-After
-        ├── UpstreamFailed       502
-        ├── UpstreamTimeout      504
-        └── BackendRefused       the backend's own 4xx, passed on
+    │   ├── NotFound             404
+    │   ├── MethodNotAllowed     405
+    │   ├── BodyTooLarge         413
+    │   └── UnsupportedEncoding  415
+    ├── FleetError           the request was fine, the fleet was not
+    │   ├── UpstreamFailed       502
+    │   ├── Saturated            503 + Retry-After
+    │   └── UpstreamTimeout      504
+    └── BackendRefused       the backend's own 4xx, passed on
 """
 
 from __future__ import annotations
@@ -73,11 +76,29 @@ class ModelNotFound(ClientError):
     kind = "model_not_found"
 
 
+class NotFound(ClientError):
+    """No such path, or no such thing at it."""
+
+    status = 404
+    kind = "not_found"
+
+
 class MethodNotAllowed(ClientError):
     """The path exists, the method does not."""
 
     status = 405
     kind = "method_not_allowed"
+
+    def __init__(self, message: str, *, allow: str) -> None:
+        super().__init__(message)
+        self.allow = allow
+
+
+class UnsupportedEncoding(ClientError):
+    """A Content-Encoding that is not unpacked here."""
+
+    status = 415
+    kind = "bad_request"
 
 
 class BodyTooLarge(ClientError):

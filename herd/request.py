@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from herd_node.protocol.routes import Route
@@ -54,6 +54,7 @@ class InferenceRequest:
     tags: tuple[str, ...] = ()
     model_span: tuple[int, int] | None = None
     """Where the JSON string of the top-level `model` value lies in `body`: [start, end), quotes included."""
+    buffered: bool = False
+    """Tools or structured output: backends hold their records back, so silence may last longer."""
     arrival_s: float = 0.0
     arrival_wall_s: float = 0.0
-    extra: dict[str, object] = field(default_factory=dict)

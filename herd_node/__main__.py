@@ -1,5 +1,6 @@
-"""`python -m herd_node`."""
+"""`python -m herd_node`: how the router starts the agent beside it."""
 
 from herd_node.cli import main
 
-raise SystemExit(main())
+if __name__ == "__main__":
+    raise SystemExit(main())

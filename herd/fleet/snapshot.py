@@ -43,7 +43,7 @@ class Rates(NamedTuple):
 
 
 class BusyShare(NamedTuple):
-    """EWMA of the share of time in which the node had work, with the instant it was last brought up to date."""
+    """EWMA of the share of time in which the node had work, and the instant it was brought up to date."""
 
     value: float
     at_s: float
@@ -57,6 +57,10 @@ class ArrivalRate(NamedTuple):
     at_s: float
 
 
+NEVER_BUSY = BusyShare(0.0, 0.0, False)
+NO_ARRIVALS = ArrivalRate(0.0, 0.0)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelName:
     """One name of an instance. Names made from one weights file share the instance."""
@@ -68,7 +72,7 @@ class ModelName:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InstanceView:
-    """The unit that is scored and filled: one weights file on one backend of one node (docs/scheduling.md)."""
+    """The unit that is scored and filled: a weights file on a backend of a node (docs/scheduling.md §2)."""
 
     node_id: str
     backend_id: str
@@ -82,8 +86,10 @@ class InstanceView:
     settling_until_s: tuple[float, ...] = ()
     """Slots that a cancelled request still occupies, until these instants at the latest."""
     loading_since_s: float | None = None
+    loading_expected_s: float | None = None
+    """How long the load in progress should take in all (it may have been warm); None: `rates.load_cold_s`."""
     rates: Rates
-    arrival_rate: ArrivalRate = ArrivalRate(0.0, 0.0)
+    arrival_rate: ArrivalRate = NO_ARRIVALS
     size_bytes: int | None = None
     kv_bytes_per_token: int | None = None
     context_tokens: int | None = None
@@ -127,7 +133,7 @@ class NodeView:
     gpu_used_bytes: int | None = None
     max_loaded: int | None = None
     """Most models its backend keeps loaded; None = no limit known."""
-    busy_share: BusyShare = BusyShare(0.0, 0.0, False)
+    busy_share: BusyShare = NEVER_BUSY
     free_share: float = 1.0
     """The capacity learner's predicted free share; 1.0 on a dedicated machine."""
     last_chosen_s: float = 0.0

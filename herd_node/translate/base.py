@@ -65,7 +65,12 @@ def model_digest(upstream_id: str, size_bytes: int | None) -> str:
 
 
 class Reader(ABC):
-    """Turns one upstream answer into Ollama's words. One a call; `elapsed_s` counts from the request's start."""
+    """Turns one upstream answer into Ollama's words. One a call; `elapsed_s` counts from the call's start.
+
+    Whatever `feed` and `end` return is sent in order; a head not sent before the first of those bytes takes
+    `status` (and JSON as its type when that is not 200). An upstream answer that is not 200, or not `sse`,
+    goes through `whole` instead.
+    """
 
     def __init__(self) -> None:
         self.content_started = False

@@ -1,0 +1,341 @@
+"""The composition root of the router: builds everything once, owns every lifetime, ends everything in order.
+
+Nothing else creates a long-lived object, and nothing else knows all the parts. Background loops run beside
+`serve()`, never inside an ASGI lifespan: one that raises is logged, counted in `/fleet/status` and started
+again; only the end of `serve()` ends the router.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import sqlite3
+from collections.abc import Callable, Coroutine
+from functools import partial
+from ipaddress import ip_address
+from typing import Any
+
+from herd.discovery import Announcement
+from herd.errors import StartError
+from herd.fleet.events import NodeChanged
+from herd.fleet.rates import RateRow
+from herd.fleet.registry import BeatOutcome, Registry
+from herd.identity import Identity, RouterFile, load_or_create_identity, router_urls, write_router_file
+from herd.proxy.calls import CallSigner, KeyRing
+from herd.proxy.dispatch import Deadlines, Dispatcher
+from herd.proxy.probe import Prober
+from herd.proxy.slots import WaitingRoom
+from herd.proxy.trace_writer import TraceWriter
+from herd.request import Principal
+from herd.scheduling.policy import Policy
+from herd.settings import Settings
+from herd.store import nodes as stored_nodes
+from herd.store import rates as stored_rates
+from herd.store import traces as stored_traces
+from herd.store.database import Database
+from herd.web import routes
+from herd.web.admit import Neighbourhood, admit, neighbourhood
+from herd.web.dashboard import Dashboard
+from herd.web.fleet import Heartbeats, Status
+from herd.web.inference import Inference
+from herd.web.lists import Lists
+from herd_node.net.pool import Pool
+from herd_node.net.server import QuietServer, StartPortTaken, bind, port_of
+from herd_node.protocol import auth
+from herd_node.protocol.routes import FORWARDED, Route
+from herd_node.runtime.addresses import own_addresses, own_networks
+from herd_node.runtime.chance import new_hex
+from herd_node.runtime.clock import Clock, SystemClock
+from herd_node.runtime.paths import DataDir, FileLock
+from herd_node.runtime.tasks import Tasks, supervise
+
+_log = logging.getLogger(__name__)
+
+Loop = Callable[[], Coroutine[Any, Any, None]]
+
+_SWEEP_S = 1.0
+_NETWORKS_S = 10.0
+_PERSIST_S = 10.0
+_PRUNE_S = 3600.0
+_POOL_IDLE_S = 30.0
+#: Beyond the drain the server waits so long for the last error records to leave.
+_AFTER_DRAIN_S = 3.0
+
+
+class Router:
+    """One router process. `open` takes what only one process may have; `run` serves until a signal."""
+
+    def __init__(
+        self, settings: Settings, *, clock: Clock | None = None, join_command: str = "herd join"
+    ) -> None:
+        self.settings = settings
+        self.clock = clock or SystemClock()
+        self.data_dir = DataDir(settings.data_dir)
+        self.boot = new_hex(8)
+        self.port = settings.port
+        self._join_command = join_command
+        self._lock = FileLock(self.data_dir.lock_file)
+        self._near: Neighbourhood = neighbourhood(own_networks(), settings.allow_net)
+        self._known: dict[str, Principal] = {}
+        self._saved_models: dict[str, tuple[str, ...]] = {}
+        self._server: QuietServer | None = None
+
+    # -- start -------------------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Lock the data folder and take the port. Raises StartError with one sentence."""
+        self.data_dir.ensure()
+        if not self._lock.acquire():
+            folder = self.data_dir.root
+            raise StartError(f"A router already runs on {folder}; stop it, or use another --data-dir.")
+        try:
+            self._sockets = bind(self.settings.host, self.settings.port)
+        except StartPortTaken as error:
+            self._lock.release()
+            raise StartError(str(error)) from error
+        self.port = port_of(self._sockets)
+        self.identity: Identity = load_or_create_identity(self.data_dir)
+        self.urls = router_urls(self.settings.host, self.port, own_addresses())
+
+    def close(self) -> None:
+        """Give back what `open` took."""
+        write_router_file(self.data_dir, RouterFile(self.identity.router_id))
+        self._lock.release()
+
+    def _build(self) -> None:
+        """Every object, once. Must run inside the event loop."""
+        settings, clock = self.settings, self.clock
+        self.database = Database.open(self.data_dir.database_file, clock.wall_s())
+        self.database.write_now(stored_traces.mark_interrupted)
+        self.tasks = Tasks("herd")
+        self.traces = TraceWriter(self.database, clock)
+        self.registry = Registry(router_id=self.identity.router_id)
+        self.registry.load_rates(self.database.write_now(stored_rates.load_rates))
+        self.registry.set_remembered(self.database.write_now(stored_nodes.load_models))
+        self.keys = KeyRing(self.identity.join_secret)
+        signer = CallSigner(self.keys, self.boot)
+        policy = Policy(
+            points=settings.score_points,
+            wait_timeout_s=settings.wait_timeout_s,
+            hold_timeout_s=settings.hold_timeout_s,
+            max_attempts=settings.max_attempts,
+        )
+        self.room = WaitingRoom(self.registry, policy, clock, max_waiting=settings.max_waiting)
+        self.pool = Pool(idle_s=_POOL_IDLE_S, connect_timeout_s=settings.connect_timeout_s)
+        self.prober = Prober(
+            self.registry,
+            signer,
+            self.keys,
+            self.boot,
+            clock,
+            self.tasks,
+            connect_timeout_s=settings.connect_timeout_s,
+            changed=self._react,
+        )
+        self.dispatcher = Dispatcher(
+            registry=self.registry,
+            room=self.room,
+            pool=self.pool,
+            signer=signer,
+            traces=self.traces,
+            clock=clock,
+            deadlines=_deadlines(settings),
+            router_id=self.identity.router_id,
+            chance=random.Random(),
+        )
+        gate = auth.BeatGate(self.boot)
+        heartbeats = Heartbeats(self.registry, self.keys, gate, clock, self._on_beat)
+        self.status = Status(self.registry, self.room, self.traces, heartbeats, clock)
+        if self.database.notice:
+            self.status.notices.append(self.database.notice)
+            _log.warning("%s", self.database.notice)
+        self.app = routes.build(self._handlers(heartbeats), self._admit)
+
+    def _handlers(self, heartbeats: Heartbeats) -> dict[str, routes.Handler]:
+        inference = Inference(
+            self.dispatcher, self.clock, partial(new_hex, 12), max_body_bytes=self.settings.max_body_bytes
+        )
+        lists = Lists(self.registry, self.clock)
+        dashboard = Dashboard(self.status, self.traces, port=self.port, join_command=self._join_command)
+        return {
+            **{route.path: inference for route in FORWARDED},
+            "/v1/models": lists.openai_models,
+            "/v1/models/{id:path}": lists.openai_model,
+            "/api/tags": lists.tags,
+            "/api/ps": lists.ps,
+            "/api/version": lists.version,
+            "/": lists.root,
+            "/heartbeat": heartbeats,
+            "/fleet/status": self.status.status,
+            "/healthz": self.status.healthz,
+            "/readyz": self.status.readyz,
+            "/dashboard/api/traces": self.status.traces,
+            "/dashboard": dashboard.page,
+            "/dashboard/static/{path:path}": dashboard.static,
+        }
+
+    # -- run ---------------------------------------------------------------------------------------------
+
+    async def run(self, started: Callable[[], Coroutine[Any, Any, None]] | None = None) -> None:
+        """Serve until a signal or `stop`. `started` runs beside it once requests are taken."""
+        self._build()
+        self._server = QuietServer(
+            self.app, on_stop=self._on_stop, graceful_s=self.settings.drain_timeout_s + _AFTER_DRAIN_S
+        )
+        loops: list[tuple[str, Loop]] = [
+            ("traces", self.traces.run),
+            ("liveness", self._sweep),
+            ("probes", self.prober.run),
+            ("persistence", self._persist),
+        ]
+        if self.settings.mdns and self._is_reachable_from_outside():
+            announcement = Announcement(self.identity.router_id, self.port, own_addresses, self.clock)
+            loops.append(("mdns", announcement.run))
+        try:
+            for name, loop in loops:
+                self.tasks.spawn(self._supervised(name, loop), name=name)
+            write_router_file(
+                self.data_dir, RouterFile(self.identity.router_id, self.boot, os.getpid(), self.urls)
+            )
+            self._warn_if_public()
+            self.status.phase = "serving"
+            if started is not None:
+                self.tasks.spawn(started(), name="started")
+            await self._server.serve(self._sockets)
+        finally:
+            self._save()
+            await self.tasks.close()
+            await self.traces.close()
+            await self.pool.close(force=True)
+            await self.database.close()
+
+    def stop(self) -> None:
+        """End as the first signal would."""
+        if self._server is not None:
+            self._on_stop(1)
+            self._server.stop()
+
+    def _on_stop(self, count: int) -> None:
+        if count > 1 or self.status.phase == "draining":
+            return
+        self.status.phase = "draining"
+        _log.info("stopping: what runs may take %.0f s to finish", self.settings.drain_timeout_s)
+        self.room.close("the router is shutting down; try again")
+        asyncio.get_running_loop().call_later(self.settings.drain_timeout_s, self.dispatcher.drain)
+
+    def _supervised(self, name: str, loop: Loop) -> Coroutine[Any, Any, None]:
+        return supervise(loop, name=name, clock=self.clock, on_crash=self._crashed)
+
+    def _crashed(self, name: str, _error: BaseException) -> None:
+        self.status.crashes[name] += 1
+
+    # -- what happens --------------------------------------------------------------------------------------
+
+    def _on_beat(self, node_id: str, outcome: BeatOutcome) -> None:
+        if outcome.needs_probe:
+            self.prober.look()
+        self._react()
+
+    def _react(self) -> None:
+        """The fleet may have changed: say what people want to know, and plan those who wait."""
+        for event in self.registry.drain_events():
+            if isinstance(event, NodeChanged):
+                _log.info(
+                    "node %s is %s%s",
+                    event.node_id,
+                    event.status,
+                    f": {event.reason}" if event.reason else "",
+                )
+        self.room.wake()
+
+    async def _sweep(self) -> None:
+        looked_s = self.clock.now_s()
+        while True:
+            await self.clock.sleep(_SWEEP_S)
+            now_s = self.clock.now_s()
+            self.registry.sweep(now_s)
+            self._react()
+            if now_s - looked_s >= _NETWORKS_S:
+                looked_s = now_s
+                await self._look_at_networks()
+
+    async def _look_at_networks(self) -> None:
+        networks = await asyncio.to_thread(own_networks)
+        near = neighbourhood(networks, self.settings.allow_net)
+        if near != self._near:
+            self._near = near
+            self._known.clear()
+
+    async def _persist(self) -> None:
+        pruned_s = float("-inf")
+        while True:
+            await self.clock.sleep(_PERSIST_S)
+            self._save()
+            if self.clock.now_s() - pruned_s >= _PRUNE_S:
+                pruned_s = self.clock.now_s()
+                before_wall_s = self.clock.wall_s() - self.settings.retention_days * 86400
+                self.traces.submit(partial(stored_traces.prune, before_wall_s=before_wall_s))
+
+    def _save(self) -> None:
+        """Hand learned rates and what each node lists to the writer; only what changed."""
+        wall_s = self.clock.wall_s()
+        dirty = self.registry.rates.take_dirty()
+        if dirty:
+            self.traces.submit(partial(_save_rates, rows=dirty, wall_s=wall_s))
+        for node_id, names in self.registry.listed().items():
+            if self._saved_models.get(node_id) != names:
+                self._saved_models[node_id] = names
+                self.traces.submit(partial(_save_models, node_id=node_id, names=names, wall_s=wall_s))
+
+    def _admit(self, peer: str, route: Route) -> Principal:
+        """`admit` with a memory: the same few machines call all day."""
+        if route.who != "lan":
+            return admit(peer, route, self._near)
+        known = self._known.get(peer)
+        if known is None:
+            known = admit(peer, route, self._near)
+            if len(self._known) > 4096:
+                self._known.clear()
+            self._known[peer] = known
+        return known
+
+    # -- addresses -----------------------------------------------------------------------------------------
+
+    def _is_reachable_from_outside(self) -> bool:
+        try:
+            return not ip_address(self.settings.host.strip("[]")).is_loopback
+        except ValueError:
+            return self.settings.host != "localhost"
+
+    def _warn_if_public(self) -> None:
+        if not self._is_reachable_from_outside():
+            return
+        public = [address for address in own_addresses() if ip_address(address).is_global]
+        if public:
+            _log.warning(
+                "This machine has the public address %s: its network neighbours can use every model here. "
+                "Keys do not exist yet; put a firewall before port %d, or start with --host 127.0.0.1.",
+                public[0],
+                self.port,
+            )
+
+
+def _deadlines(settings: Settings) -> Deadlines:
+    return Deadlines(
+        first_record_s=settings.first_record_timeout_s,
+        cold_load_s=settings.cold_load_timeout_s,
+        gap_s=settings.gap_timeout_s,
+        gap_buffered_s=settings.gap_buffered_timeout_s,
+        total_s=settings.total_timeout_s,
+        write_s=settings.write_timeout_s,
+    )
+
+
+def _save_rates(connection: sqlite3.Connection, rows: list[RateRow], wall_s: float) -> None:
+    stored_rates.save_rates(connection, rows, wall_s)
+
+
+def _save_models(connection: sqlite3.Connection, node_id: str, names: tuple[str, ...], wall_s: float) -> None:
+    stored_nodes.save_models(connection, node_id, names, wall_s)

@@ -1,0 +1,223 @@
+"""The Ollama dialect: chat, generate, embed, embeddings, show (docs/backends.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import orjson
+
+from herd.dialects import base
+from herd.dialects.base import Dialect, Ending, How, Parsed, Prompt, Verdict
+from herd.errors import ApiError, BadRequest, ModelNotFound
+from herd_node.protocol.routes import Route
+
+
+def parse(route: Route, body: bytes) -> Parsed:
+    """Read the head of a request. Raises BadRequest (or ModelNotFound, as Ollama does) with one sentence."""
+    value = base.read_object(body)
+    key = "name" if route.kind == "show" and value.get("model") is None and "name" in value else "model"
+    asked = base.model_names(value, key, _missing_model(route))
+    span = base.model_span(body, key)
+    stream = base.optional(value, "stream", bool, "a boolean")
+    options = base.optional(value, "options", dict, "an object") or {}
+    prompt = Prompt()
+    _READERS[route.path](value, prompt)
+    needs = set(route.needs)
+    if base.objects(value, "tools"):
+        needs.add("tools")
+    if prompt.images:
+        needs.add("vision")
+    embedding = route.kind == "embedding"
+    return Parsed(
+        asked=asked,
+        stream=stream is not False and route.kind in ("chat", "generate"),
+        est_tokens=prompt.tokens,
+        max_tokens=1 if embedding else base.positive(options.get("num_predict")),
+        wanted_context_tokens=base.positive(options.get("num_ctx")),
+        needs=frozenset(needs),
+        prefixes=tuple(prompt.marks),
+        buffered=bool(value.get("tools")) or bool(value.get("format")),
+        user=None,
+        tags=base.tags_of(value),
+        model_span=span,
+    )
+
+
+def _missing_model(route: Route) -> ApiError:
+    if route.path in ("/api/generate", "/api/embed"):
+        return ModelNotFound("model '' not found")
+    return BadRequest("model is required")
+
+
+def _read_chat(value: dict[str, Any], prompt: Prompt) -> None:
+    messages = base.objects(value, "messages")
+    if value.get("tools"):
+        prompt.value(value["tools"])
+    if value.get("format"):
+        prompt.value(value["format"])
+    for message in messages:
+        prompt.text(str(message.get("role")))
+        content = base.optional(message, "content", str, "a string")
+        if content:
+            prompt.text(content)
+        if message.get("tool_calls"):
+            prompt.value(message["tool_calls"])
+        _read_images(message, prompt)
+        prompt.mark()
+
+
+def _read_generate(value: dict[str, Any], prompt: Prompt) -> None:
+    for key in ("system", "template", "suffix"):
+        text = base.optional(value, key, str, "a string")
+        if text:
+            prompt.text(text)
+    if value.get("format"):
+        prompt.value(value["format"])
+    _read_images(value, prompt)
+    prompt.blocks(base.optional(value, "prompt", str, "a string") or "")
+
+
+def _read_images(value: dict[str, Any], prompt: Prompt) -> None:
+    for image in base.optional(value, "images", list, "a list") or ():
+        if not isinstance(image, str):
+            raise BadRequest(f"'images' must be a list of base64 strings; it holds {base.json_type(image)}")
+        prompt.image(image)
+
+
+def _read_embed(value: dict[str, Any], prompt: Prompt) -> None:
+    given = value.get("input")
+    if given is None:
+        return
+    texts = [given] if isinstance(given, str) else given
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise BadRequest("invalid input type")
+    for text in texts:
+        prompt.text(text)
+
+
+def _read_embeddings(value: dict[str, Any], prompt: Prompt) -> None:
+    prompt.text(base.optional(value, "prompt", str, "a string") or "")
+
+
+def _read_show(value: dict[str, Any], prompt: Prompt) -> None:
+    base.optional(value, "verbose", bool, "a boolean")
+
+
+_READERS = {
+    "/api/chat": _read_chat,
+    "/api/generate": _read_generate,
+    "/api/embed": _read_embed,
+    "/api/embeddings": _read_embeddings,
+    "/api/show": _read_show,
+}
+
+
+def error_body(error: ApiError, request_id: str | None) -> bytes:
+    """`{"error": "text"}`."""
+    del request_id
+    return orjson.dumps({"error": error.message})
+
+
+def error_record(error: ApiError) -> bytes:
+    """The last line of a stream that broke: no `done` line follows it."""
+    return orjson.dumps({"error": error.message}) + b"\n"
+
+
+def judge(payload: bytes) -> Verdict:
+    """What a line is, before content was seen."""
+    try:
+        value = orjson.loads(payload)
+    except orjson.JSONDecodeError:
+        return Verdict.MALFORMED
+    if value.get("error"):
+        return Verdict.ERROR
+    if value.get("done"):
+        return Verdict.CONTENT
+    message = value.get("message")
+    source = message if isinstance(message, dict) else value
+    spoke = any(source.get(key) for key in ("content", "thinking", "tool_calls", "response"))
+    return Verdict.CONTENT if spoke else Verdict.SILENT
+
+
+def ending(last: Sequence[bytes]) -> Ending:
+    """How a stream ended: complete means a line with `done: true`. Lines after it are ignored."""
+    values = [orjson.loads(payload) for payload in last]
+    for value in reversed(values):
+        if value.get("done"):
+            return _counted("complete", value)
+    return Ending("repeat_abort" if values else "truncated")
+
+
+def _counted(how: How, value: dict[str, Any]) -> Ending:
+    def milliseconds(key: str) -> float | None:
+        nanoseconds = value.get(key)
+        return nanoseconds / 1e6 if isinstance(nanoseconds, int | float) else None
+
+    reason = value.get("done_reason") or None
+    completion = value.get("eval_count")
+    if completion is None and reason not in ("load", "unload", None):
+        completion = 0  # Ollama leaves zero counters out
+    return Ending(
+        how,
+        reason,
+        prompt_tokens=value.get("prompt_eval_count"),
+        completion_tokens=completion,
+        prefill_ms=milliseconds("prompt_eval_duration"),
+        decode_ms=milliseconds("eval_duration"),
+        load_ms=milliseconds("load_duration"),
+        no_output=completion == 0,
+    )
+
+
+def whole(route: Route, body: bytes) -> Ending:
+    """How a non-streaming answer ended. `done: false` is Ollama's stop on a repeated token."""
+    try:
+        value = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return Ending("truncated", message="the node's answer is not valid JSON")
+    if not isinstance(value, dict):
+        return Ending("truncated", message="the node's answer is not an object")
+    if value.get("error"):
+        return Ending("error", message=base.error_text(body))
+    if route.kind == "show":
+        return Ending("complete")
+    if route.kind == "embedding":
+        known = isinstance(value.get("embeddings", value.get("embedding")), list)
+        return _counted("complete" if known else "truncated", {**value, "done_reason": None})
+    if value.get("done") is True:
+        return _counted("complete", value)
+    if value.get("done") is False:
+        return Ending("repeat_abort", "stop")
+    return Ending("truncated", message="the node's answer has no 'done'")
+
+
+def proper_end(last: Sequence[bytes]) -> bytes:
+    """A done line made after the last line that came."""
+    value = orjson.loads(last[-1])
+    final: dict[str, object] = {"model": value.get("model"), "created_at": value.get("created_at")}
+    if "message" in value:
+        final["message"] = {"role": "assistant", "content": ""}
+    else:
+        final["response"] = ""
+    return frame(orjson.dumps({**final, "done": True, "done_reason": "stop"}))
+
+
+def frame(payload: bytes) -> bytes:
+    """One record as it stands in the stream."""
+    return payload + b"\n"
+
+
+OLLAMA = Dialect(
+    "ollama",
+    "ndjson",
+    b"application/x-ndjson",
+    parse,
+    error_body,
+    error_record,
+    judge,
+    ending,
+    whole,
+    proper_end,
+    frame,
+)

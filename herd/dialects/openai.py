@@ -1,0 +1,262 @@
+"""The OpenAI dialect: chat completions, text completions, embeddings (docs/backends.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import orjson
+
+from herd.dialects import base
+from herd.dialects.base import Dialect, Ending, How, Parsed, Prompt, Verdict
+from herd.errors import ApiError, BadRequest
+from herd_node.protocol.routes import Route
+
+#: kind of error -> (type, code); the status is the error's own.
+_ERRORS: dict[str, tuple[str, str | None]] = {
+    "bad_request": ("invalid_request_error", None),
+    "forbidden": ("permission_error", None),
+    "model_not_found": ("invalid_request_error", "model_not_found"),
+    "not_found": ("invalid_request_error", None),
+    "method_not_allowed": ("invalid_request_error", None),
+    "too_large": ("invalid_request_error", "request_too_large"),
+    "saturated": ("server_error", "overloaded"),
+    "upstream_failed": ("server_error", "upstream_failed"),
+    "timeout": ("server_error", "timeout"),
+    "rate_limited": ("rate_limit_error", None),
+}
+
+
+def parse(route: Route, body: bytes) -> Parsed:
+    """Read the head of a request. Raises BadRequest with one sentence."""
+    value = base.read_object(body)
+    asked = base.model_names(value, "model", BadRequest("you must provide a model parameter"))
+    span = base.model_span(body)
+    stream = base.optional(value, "stream", bool, "a boolean")
+    prompt = Prompt()
+    _READERS[route.kind](value, prompt)
+    tools = base.objects(value, "tools")
+    needs = set(route.needs)
+    if tools:
+        needs.add("tools")
+    if prompt.images:
+        needs.add("vision")
+    limit = base.positive(value.get("max_completion_tokens")) or base.positive(value.get("max_tokens"))
+    user = value.get("user")
+    return Parsed(
+        asked=asked,
+        stream=bool(stream) and route.kind != "embedding",
+        est_tokens=prompt.tokens,
+        max_tokens=1 if route.kind == "embedding" else limit,
+        wanted_context_tokens=None,
+        needs=frozenset(needs),
+        prefixes=tuple(prompt.marks),
+        buffered=bool(tools) or value.get("response_format") is not None,
+        user=user[:256] if isinstance(user, str) else None,
+        tags=base.tags_of(value),
+        model_span=span,
+    )
+
+
+def _read_chat(value: dict[str, Any], prompt: Prompt) -> None:
+    messages = base.objects(value, "messages")
+    if not messages:
+        raise BadRequest("'messages' is required and must hold at least one message")
+    if value.get("tools"):
+        prompt.value(value["tools"])
+    if value.get("response_format"):
+        prompt.value(value["response_format"])
+    for message in messages:
+        _read_message(message, prompt)
+        prompt.mark()
+
+
+def _read_message(message: dict[str, Any], prompt: Prompt) -> None:
+    prompt.text(str(message.get("role")))
+    content = message.get("content")
+    if isinstance(content, str):
+        prompt.text(content)
+    elif isinstance(content, list):
+        for part in content:
+            _read_part(part, prompt)
+    elif content is not None:
+        raise BadRequest(f"a message's 'content' must be a string or a list, not {base.json_type(content)}")
+    if message.get("tool_calls"):
+        prompt.value(message["tool_calls"])
+
+
+def _read_part(part: object, prompt: Prompt) -> None:
+    if not isinstance(part, dict):
+        raise BadRequest("a message's 'content' must be a string or a list of objects")
+    text = part.get("text")
+    if isinstance(text, str):
+        prompt.text(text)
+    image = part.get("image_url")
+    if image is not None:
+        url = image.get("url") if isinstance(image, dict) else image
+        prompt.image(url if isinstance(url, str) else "")
+
+
+def _read_completion(value: dict[str, Any], prompt: Prompt) -> None:
+    text = base.optional(value, "prompt", (str, list), "a string or a list")
+    if text is None:
+        raise BadRequest("'prompt' is required")
+    if isinstance(text, str):
+        prompt.blocks(text)
+    else:
+        prompt.value(text)
+    suffix = base.optional(value, "suffix", str, "a string")
+    if suffix:
+        prompt.text(suffix)
+
+
+def _read_embedding(value: dict[str, Any], prompt: Prompt) -> None:
+    given = base.optional(value, "input", (str, list), "a string or a list")
+    if given is None:
+        raise BadRequest("'input' is required")
+    if isinstance(given, str):
+        prompt.text(given)
+    elif all(isinstance(item, str) for item in given):
+        for item in given:
+            prompt.text(item)
+    elif all(isinstance(item, int | list) and not isinstance(item, bool) for item in given):
+        prompt.value(given)
+    else:
+        raise BadRequest("'input' must be a string, a list of strings or a list of tokens")
+
+
+_READERS = {"chat": _read_chat, "completion": _read_completion, "embedding": _read_embedding}
+
+
+def error_body(error: ApiError, request_id: str | None) -> bytes:
+    """`{"error": {message, type, param, code}}`."""
+    del request_id
+    return orjson.dumps({"error": _error_object(error)})
+
+
+def error_record(error: ApiError) -> bytes:
+    """The last record of a stream that broke: no `[DONE]` follows it."""
+    return b"data: " + orjson.dumps({"error": _error_object(error)}) + b"\n\n"
+
+
+def _error_object(error: ApiError) -> dict[str, object]:
+    kind, code = _ERRORS.get(error.kind, (_type_by_status(error.status), None))
+    return {"message": error.message, "type": kind, "param": None, "code": code}
+
+
+def _type_by_status(status: int) -> str:
+    if status == 404:
+        return "not_found_error"
+    return "invalid_request_error" if status < 500 else "server_error"
+
+
+def judge(payload: bytes) -> Verdict:
+    """What a record is, before content was seen."""
+    try:
+        value = orjson.loads(payload)
+    except orjson.JSONDecodeError:
+        return Verdict.MALFORMED
+    if value.get("error"):
+        return Verdict.ERROR
+    choices = value.get("choices")
+    if not isinstance(choices, list):
+        return Verdict.MALFORMED
+    for choice in choices:
+        if not isinstance(choice, dict):
+            return Verdict.MALFORMED
+        if choice.get("finish_reason") or choice.get("text"):
+            return Verdict.CONTENT
+        delta = choice.get("delta")
+        if isinstance(delta, dict) and any(delta[key] for key in delta if key != "role"):
+            return Verdict.CONTENT
+    return Verdict.SILENT
+
+
+def ending(last: Sequence[bytes]) -> Ending:
+    """How a stream ended, from its last three records (finish, usage, `[DONE]`)."""
+    values = [orjson.loads(payload) for payload in last if payload[:1] == b"{"]
+    merged: dict[str, Any] = {}
+    finish = None
+    for value in values:
+        for key in ("usage", "timings"):
+            if value.get(key):
+                merged[key] = value[key]
+        for choice in value.get("choices") or ():
+            finish = choice.get("finish_reason") or finish
+    if not last or last[-1] != b"[DONE]":
+        # Ollama's own stop on a repeated token ends here too; a runner that died says so by an empty model
+        # in its last chunk (docs/backends.md).
+        by_repeat = (
+            bool(values) and values[-1].get("object") == "chat.completion.chunk" and values[-1]["model"]
+        )
+        return Ending("repeat_abort" if by_repeat and not finish else "truncated", finish)
+    if finish is None:
+        return Ending("truncated")
+    return _counted("complete", finish, merged)
+
+
+def _counted(how: How, finish: str | None, value: dict[str, Any]) -> Ending:
+    usage, timings = value.get("usage") or {}, value.get("timings") or {}
+    details = usage.get("prompt_tokens_details") or {}
+    cached = timings.get("cache_n", details.get("cached_tokens"))
+    prompt = usage.get("prompt_tokens")
+    if prompt is None and "prompt_n" in timings:
+        prompt = timings["prompt_n"] + (cached or 0)
+    completion = usage.get("completion_tokens", timings.get("predicted_n"))
+    return Ending(
+        how,
+        finish,
+        prompt_tokens=prompt,
+        cached_tokens=cached,
+        completion_tokens=completion,
+        prefill_ms=timings.get("prompt_ms"),
+        decode_ms=timings.get("predicted_ms"),
+        no_output=completion == 0,
+    )
+
+
+def whole(route: Route, body: bytes) -> Ending:
+    """How a non-streaming answer ended."""
+    try:
+        value = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return Ending("truncated", message="the node's answer is not valid JSON")
+    if not isinstance(value, dict):
+        return Ending("truncated", message="the node's answer is not an object")
+    if value.get("error"):
+        return Ending("error", message=base.error_text(body))
+    if route.kind == "embedding":
+        return _counted("complete" if isinstance(value.get("data"), list) else "truncated", None, value)
+    choices = value.get("choices")
+    reasons = [choice.get("finish_reason") for choice in choices] if isinstance(choices, list) else []
+    if not reasons or not all(reasons):
+        return Ending("truncated", message="the node's answer has no finish_reason")
+    return _counted("complete", reasons[0], value)
+
+
+def proper_end(last: Sequence[bytes]) -> bytes:
+    """A finish chunk and `[DONE]`, made after the last chunk that came."""
+    value = orjson.loads(last[-1])
+    value["choices"] = [{"index": 0, "delta": {}, "finish_reason": "stop"}]
+    value.pop("usage", None)
+    return frame(orjson.dumps(value)) + b"data: [DONE]\n\n"
+
+
+def frame(payload: bytes) -> bytes:
+    """One record as it stands in the stream."""
+    return b"data: " + payload + b"\n\n"
+
+
+OPENAI = Dialect(
+    "openai",
+    "sse",
+    b"text/event-stream",
+    parse,
+    error_body,
+    error_record,
+    judge,
+    ending,
+    whole,
+    proper_end,
+    frame,
+)

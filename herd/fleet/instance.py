@@ -1,0 +1,326 @@
+"""Instances: what a node's beats say of its models, merged by weights, and what runs in their slots.
+
+An instance is a weights file on one backend of one node, under all its names (docs/scheduling.md §2).
+`merge` is a pure function of one beat. `Instance` is the registry's own mutable record; nobody else holds
+one, and what leaves the registry is its frozen view.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from math import exp
+from typing import Literal, NamedTuple
+
+from herd.fleet.snapshot import ArrivalRate, InstanceState, InstanceView, ModelName, Rates, Running
+from herd.request import PrefixMark
+from herd_node.protocol import wire
+from herd_node.protocol.names import canonical
+
+#: How long ago a model may have been unloaded and still lie in the page cache.
+WARM_S = 1800.0
+ARRIVAL_TAU_S = 300.0
+#: A beat may have been written before what we saw ourselves: for so long our own eyes count more.
+EVIDENCE_S = 5.0
+#: A load that we asked for is believed to go on for so many times its estimate, whatever the beats say.
+LOAD_PATIENCE = 3.0
+
+_ORDER: tuple[InstanceState, ...] = ("hot", "loading", "warm", "cold")
+
+
+class Facts(NamedTuple):
+    """What changes seldom. Equal facts of two beats mean that the instance was not touched."""
+
+    backend_id: str
+    backend_kind: str
+    names: tuple[ModelName, ...]
+    rates_key: str
+    size_bytes: int | None
+    parameters: int | None
+    kv_bytes_per_token: int | None
+    context_tokens: int | None
+    context_train_tokens: int | None
+    context_fixed: bool
+    slots: int | None
+    members: tuple[str, ...]
+
+
+class Report(NamedTuple):
+    """One instance in one beat: its facts, and what moves from beat to beat."""
+
+    facts: Facts
+    state: InstanceState
+    unloaded_s_ago: float | None
+    slots_taken: int | None
+
+
+def merge(beat: wire.Heartbeat) -> dict[str, Report]:
+    """The beat's models as instances, by key. A name that two backends have goes to the first backend."""
+    rank = {backend.id: place for place, backend in enumerate(beat.backends)}
+    groups: dict[str, list[wire.Model]] = {}
+    for model in sorted(beat.models, key=lambda model: rank.get(model.backend, len(rank))):
+        groups.setdefault(instance_key(model), []).append(model)
+    kinds = {backend.id: backend.kind for backend in beat.backends}
+    taken: set[str] = set()
+    reports = {}
+    for key, models in groups.items():
+        names = _names(models, taken)
+        if names:
+            reports[key] = _report(models, names, kinds.get(models[0].backend) or "openai")
+    return reports
+
+
+def instance_key(model: wire.Model) -> str:
+    """Unique on a node: the backend, and the weights; where those are not known, the name stands alone."""
+    if model.weights is not None:
+        return f"{model.backend}|{model.weights}"
+    return f"{model.backend}||{canonical(model.name)}"
+
+
+def _names(models: list[wire.Model], taken: set[str]) -> tuple[ModelName, ...]:
+    names = []
+    for model in models:
+        capabilities = frozenset(model.capabilities)
+        for shown in (model.name, *model.aliases):
+            name = canonical(shown)
+            if name not in taken:
+                taken.add(name)
+                names.append(ModelName(canonical=name, shown=shown, capabilities=capabilities))
+    return tuple(names)
+
+
+def _report(models: list[wire.Model], names: tuple[ModelName, ...], kind: str) -> Report:
+    states = [_state(model) for model in models]
+    state = min(states, key=_ORDER.index)
+    main = models[states.index(state)]
+    # The entry that is loaded speaks for all; what it does not know, another may.
+    first = [main, *(model for model in models if model is not main)]
+    weights = main.weights
+
+    def known(field: Callable[[wire.Model], int | None]) -> int | None:
+        return next((value for model in first if (value := field(model))), None)
+
+    facts = Facts(
+        backend_id=main.backend,
+        backend_kind=kind,
+        names=names,
+        rates_key=weights if weights is not None else names[0].canonical,
+        size_bytes=known(lambda model: model.size_bytes),
+        parameters=known(lambda model: model.parameters),
+        kv_bytes_per_token=known(lambda model: model.kv_bytes_per_token),
+        context_tokens=main.context_tokens if state == "hot" or main.context_fixed else None,
+        context_train_tokens=known(lambda model: model.context_train_tokens),
+        context_fixed=main.context_fixed,
+        slots=known(lambda model: model.slots),
+        members=main.members,
+    )
+    return Report(facts, state, main.unloaded_s_ago, main.slots_taken)
+
+
+def _state(model: wire.Model) -> InstanceState:
+    if model.state in ("warm", "cold"):
+        ago = model.unloaded_s_ago
+        if ago is None:
+            return model.state
+        return "warm" if ago <= WARM_S else "cold"
+    return model.state
+
+
+class Instance:
+    """One instance, as the registry keeps it. Counts are `len()` of `running` and `settling`."""
+
+    __slots__ = (
+        "arrival",
+        "bad_until_s",
+        "busy_until_s",
+        "delisted",
+        "facts",
+        "guess",
+        "held",
+        "key",
+        "last_used_s",
+        "listed",
+        "loading_since_s",
+        "node_id",
+        "rates",
+        "running",
+        "seen_hot_s",
+        "settling",
+        "slots_taken",
+        "state",
+        "state_before_load",
+        "view",
+    )
+
+    def __init__(self, node_id: str, key: str, report: Report, rates: Rates, guess: Rates) -> None:
+        self.node_id = node_id
+        self.key = key
+        self.facts = report.facts
+        self.state: InstanceState = report.state
+        self.slots_taken = report.slots_taken
+        self.guess = guess
+        self.rates = rates
+        self.running: dict[object, Running] = {}
+        self.settling: dict[object, tuple[float, float]] = {}
+        """Slots of cancelled requests: since when, and until when at the latest."""
+        self.held: tuple[tuple[PrefixMark, ...], ...] = ()
+        self.arrival = ArrivalRate(0.0, 0.0)
+        self.last_used_s = 0.0
+        self.bad_until_s = 0.0
+        self.busy_until_s = 0.0
+        self.delisted: frozenset[str] = frozenset()
+        self.listed = True
+        self.loading_since_s: float | None = None
+        self.state_before_load: Literal["cold", "warm"] | None = None
+        """Set while we ourselves believe in a load, because we sent a request to a cold model."""
+        self.seen_hot_s: float | None = None
+        """When a record last proved it hot."""
+        self.view: InstanceView | None = None
+
+    def hear(self, report: Report, now_s: float) -> bool:
+        """Take a beat's word, as far as nothing better is known; whether the instance is another one now."""
+        before = (self.facts, self.state, self.listed, self.delisted)
+        self.facts, self.slots_taken = report.facts, report.slots_taken
+        self.listed, self.delisted = True, frozenset()
+        self._become(self._believed(report, now_s), now_s)
+        return before != (self.facts, self.state, self.listed, self.delisted)
+
+    def _believed(self, report: Report, now_s: float) -> InstanceState:
+        said = report.state
+        # 1. nobody calls a model hot that is not; a stale expiry or an absence from its list is no proof
+        if said == "hot":
+            return "hot"
+        # 2. work in its slots says more than any beat
+        if self.running:
+            return "loading" if self.state in ("cold", "warm") else self.state
+        # 3. a record proved it hot after the beat may have been written
+        if self.seen_hot_s is not None and now_s - self.seen_hot_s < EVIDENCE_S:
+            ago = report.unloaded_s_ago
+            if ago is None or now_s - ago < self.seen_hot_s:
+                return self.state
+        # 4. our own load goes on though its caller left, for as long as one may take
+        if self.loading_since_s is not None and self.state_before_load is not None:
+            patience_s = LOAD_PATIENCE * self.load_estimate_s()
+            if now_s - self.loading_since_s < patience_s:
+                return "loading"
+        # 5. the beat's word
+        return said
+
+    def load_estimate_s(self) -> float:
+        warm = self.state_before_load == "warm"
+        return self.rates.load_warm_s if warm else self.rates.load_cold_s
+
+    def _become(self, state: InstanceState, now_s: float) -> None:
+        if state == "loading":
+            self.loading_since_s = self.loading_since_s if self.state == "loading" else now_s
+        else:
+            self.loading_since_s = None
+            self.state_before_load = None
+        if self.state == "hot" and state != "hot":
+            self.held = ()
+        self.state = state
+
+    def start(self, token: object, running: Running, prefixes: tuple[PrefixMark, ...], slots: int) -> None:
+        """A request goes in. A cold model is loading from here on: the next beat would say so too late."""
+        now_s = running.started_s
+        if self.state in ("cold", "warm"):
+            before: Literal["cold", "warm"] = "warm" if self.state == "warm" else "cold"
+            self._become("loading", now_s)
+            self.state_before_load = before
+        self.running[token] = running
+        self.last_used_s = now_s
+        self.arrival = arrived(self.arrival, now_s)
+        if prefixes:
+            self.held = hold(self.held, prefixes, slots)
+
+    def proved_hot(self, now_s: float) -> bool:
+        """It answered; whether that was news about the state."""
+        self.seen_hot_s = now_s
+        was = self.state
+        self._become("hot", now_s)
+        return was != "hot"
+
+    def load_failed(self, now_s: float) -> bool:
+        """The request that made us believe in a load failed; whether that was news about the state."""
+        if self.state != "loading" or self.state_before_load is None or self.running:
+            return False
+        self._become(self.state_before_load, now_s)
+        return True
+
+    def forget_sequence(self, prefixes: tuple[PrefixMark, ...]) -> None:
+        """It never got into the prompt cache."""
+        self.held = tuple(sequence for sequence in self.held if sequence is not prefixes)
+
+    def unlist(self) -> None:
+        """The node does not list it any more; work in its slots stays."""
+        self.listed = False
+        self.held = ()
+
+    @property
+    def occupied(self) -> bool:
+        return bool(self.running or self.settling)
+
+    def shown_names(self) -> tuple[ModelName, ...]:
+        if not self.listed:
+            return ()
+        if self.delisted:
+            return tuple(name for name in self.facts.names if name.canonical not in self.delisted)
+        return self.facts.names
+
+    def slots(self, defaults: Mapping[str, int]) -> int:
+        """A model that is not loaded has one slot: its load is one thing, done for one request."""
+        if self.state != "hot":
+            return 1
+        return self.loaded_slots(defaults)
+
+    def loaded_slots(self, defaults: Mapping[str, int]) -> int:
+        return self.facts.slots or defaults.get(self.facts.backend_kind, 1)
+
+    def current_view(self, defaults: Mapping[str, int]) -> InstanceView:
+        """The same object until the registry sets `view` to None."""
+        if self.view is None:
+            self.view = self._make_view(defaults)
+        return self.view
+
+    def _make_view(self, defaults: Mapping[str, int]) -> InstanceView:
+        facts = self.facts
+        return InstanceView(
+            node_id=self.node_id,
+            backend_id=facts.backend_id,
+            backend_kind=facts.backend_kind,
+            key=self.key,
+            names=self.shown_names(),
+            state=self.state,
+            slots=self.slots(defaults),
+            running=tuple(self.running.values()),
+            settling_until_s=tuple(until_s for _, until_s in self.settling.values()),
+            loading_since_s=self.loading_since_s,
+            loading_expected_s=self.load_estimate_s() if self.state == "loading" else None,
+            rates=self.rates,
+            arrival_rate=self.arrival,
+            size_bytes=facts.size_bytes,
+            kv_bytes_per_token=facts.kv_bytes_per_token,
+            context_tokens=facts.context_tokens,
+            context_train_tokens=facts.context_train_tokens,
+            context_fixed=facts.context_fixed,
+            last_used_s=self.last_used_s,
+            members=facts.members or (self.node_id,),
+            held=self.held,
+            bad_until_s=self.bad_until_s,
+            busy_until_s=self.busy_until_s,
+        )
+
+
+def arrived(rate: ArrivalRate, now_s: float) -> ArrivalRate:
+    """One more arrival in a rate whose memory is 300 s."""
+    faded = rate.per_s * exp(-max(0.0, now_s - rate.at_s) / ARRIVAL_TAU_S)
+    return ArrivalRate(faded + 1.0 / ARRIVAL_TAU_S, now_s)
+
+
+def hold(
+    held: tuple[tuple[PrefixMark, ...], ...], new: tuple[PrefixMark, ...], slots: int
+) -> tuple[tuple[PrefixMark, ...], ...]:
+    """The sequences in the prompt cache after `new`: it replaces what it extends; the last `slots` stay."""
+    kept = tuple(
+        old for old in held if len(old) > len(new) or new[len(old) - 1].digest != old[-1].digest
+    )  # the digests are chained, so the last one stands for all before it
+    return (*kept, new)[-slots:]

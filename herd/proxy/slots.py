@@ -1,0 +1,252 @@
+"""The one queue: who waits for a slot, who is held, and who is sent when the fleet changes.
+
+Late binding: a request that cannot be sent now stays here and is planned again on every fleet event; nothing
+queues at a node. This module keeps the list and the timers; every decision is `herd.scheduling.plan`'s.
+
+1. an arrival is planned alone against the claims of those who wait; a free, unclaimed best node is taken
+2. otherwise it joins the list, unless the list is full
+3. `wake` (a slot freed, a beat, a load finished, a node lost) plans the whole list once, soon
+4. while anybody waits the list is also planned once a second: budgets, drains and marks end by time
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from typing import NamedTuple
+
+from herd.errors import HerdError
+from herd.fleet.registry import AttemptResult, AttemptToken, Registry
+from herd.request import InferenceRequest
+from herd.scheduling import plan
+from herd.scheduling.plan import Attempt, Claims, History, Hold, Reject, Wait
+from herd.scheduling.policy import Policy
+from herd.scheduling.score import CostTable
+from herd_node.runtime.clock import Clock
+
+_REPLAN_S = 1.0
+
+
+class Granted(NamedTuple):
+    """A reserved slot: the attempt to make, the registry's token for it, and what the instance was before."""
+
+    step: Attempt
+    token: AttemptToken
+    backend_kind: str
+    cold: bool
+
+
+class QueueRow(NamedTuple):
+    """One model's queue, for people."""
+
+    waiting: int
+    oldest_wait_s: float
+
+
+class _Pending:
+    __slots__ = ("arrival_s", "claim", "deadline_s", "future", "held", "history", "last_s", "request")
+
+    def __init__(
+        self,
+        request: InferenceRequest,
+        history: History,
+        now_s: float,
+        deadline_s: float,
+        future: asyncio.Future[Granted | Reject],
+    ) -> None:
+        self.request = request
+        self.history = history
+        self.arrival_s = request.arrival_s
+        self.last_s = now_s
+        self.deadline_s = deadline_s
+        self.future = future
+        self.held = False
+        self.claim: tuple[str, str] | None = None
+
+    def account(self, now_s: float) -> None:
+        """Book the time since the last plan to what the request did meanwhile."""
+        passed_s, self.last_s = now_s - self.last_s, now_s
+        if self.held:
+            self.history = self.history._replace(held_s=self.history.held_s + passed_s)
+        else:
+            self.history = self.history._replace(waited_s=self.history.waited_s + passed_s)
+
+    def as_waiting(self) -> plan.Waiting:
+        return plan.Waiting(
+            self.request, self.history, self.arrival_s, self.deadline_s, self.held, self.claim
+        )
+
+
+class WaitingRoom:
+    """Grants slots. One a router; lives as long as its event loop."""
+
+    def __init__(self, registry: Registry, policy: Policy, clock: Clock, *, max_waiting: int) -> None:
+        self._registry = registry
+        self._policy = policy
+        self._clock = clock
+        self._max_waiting = max_waiting
+        self._table = CostTable()
+        self._waiting: dict[str, _Pending] = {}
+        self._by_model: Counter[str] = Counter()
+        self._claims: Counter[tuple[str, str]] = Counter()
+        self._drains: plan.DrainState = plan.NO_DRAINS
+        self._wake_scheduled = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._closed: Reject | None = None
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def claims_on(self, node_id: str) -> int:
+        """How many of those who wait have claimed a slot of this node."""
+        return sum(count for (node, _), count in self._claims.items() if node == node_id)
+
+    def queues(self) -> dict[str, QueueRow]:
+        """Who waits for which model, and for how long the oldest has."""
+        now_s = self._clock.now_s()
+        oldest: dict[str, float] = {}
+        for pending in self._waiting.values():
+            model = pending.request.chain[0]
+            oldest[model] = max(oldest.get(model, 0.0), now_s - pending.arrival_s)
+        return {model: QueueRow(self._by_model[model], age_s) for model, age_s in oldest.items()}
+
+    async def acquire(self, request: InferenceRequest, history: History) -> Granted | Reject:
+        """A slot for the request, however long that takes, or the reason why it gets none.
+
+        Cancel it to leave the queue. Attempts that failed are in `history`.
+        """
+        if self._closed is not None:
+            return self._closed
+        now_s = self._clock.now_s()
+        snapshot = self._registry.snapshot(now_s)
+        claims = Claims(self._claims, self._drains)
+        step = plan.next_step(request, snapshot, history, self._policy, now_s, claims, self._table)
+        if isinstance(step, Attempt):
+            return self._grant(request, step, now_s)
+        if isinstance(step, Reject):
+            return step
+        if len(self._waiting) >= self._max_waiting:
+            message = f"{len(self._waiting)} requests wait already, the most that this router lets wait"
+            return Reject(503, message, 5, ())
+        future: asyncio.Future[Granted | Reject] = asyncio.get_running_loop().create_future()
+        deadline_s = plan.virtual_deadline(request, snapshot, self._policy, now_s)
+        pending = _Pending(request, history, now_s, deadline_s, future)
+        self._join(pending)
+        self._settle(pending, step)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            if future.done() and not future.cancelled():  # granted and cancelled in the same turn of the loop
+                self._give_back(future.result(), now_s)
+            raise
+        finally:
+            self._leave(pending)
+
+    def wake(self) -> None:
+        """Something changed in the fleet: plan the list soon, once for however many changes."""
+        if self._waiting and not self._wake_scheduled:
+            self._wake_scheduled = True
+            asyncio.get_running_loop().call_soon(self._replan)
+
+    def close(self, message: str) -> None:
+        """The router drains: whoever waits is refused, and so is whoever comes."""
+        self._closed = Reject(503, message, 5, ())
+        for pending in list(self._waiting.values()):
+            self._resolve(pending, self._closed)
+
+    def _replan(self) -> None:
+        self._wake_scheduled = False
+        if not self._waiting:
+            return
+        now_s = self._clock.now_s()
+        for pending in self._waiting.values():
+            pending.account(now_s)
+        rows = [pending.as_waiting() for pending in self._waiting.values()]
+        snapshot = self._registry.snapshot(now_s)
+        steps, self._drains = plan.plan_queue(rows, snapshot, self._policy, now_s, self._drains)
+        for request_id, step in steps:
+            self._settle(self._waiting[request_id], step)
+        self._arm()
+
+    def _settle(self, pending: _Pending, step: plan.Step) -> None:
+        match step:
+            case Attempt():
+                self._resolve(pending, self._grant(pending.request, step, self._clock.now_s()))
+            case Reject():
+                self._resolve(pending, step)
+            case Wait():
+                pending.held = False
+                self._claim(pending, (step.node_id, step.instance_key))
+            case Hold():
+                pending.held = True
+                self._claim(pending, None)
+            case plan.FallBack() | plan.Pull():  # seams: this version's planner does not return them
+                raise HerdError(f"the planner returned {step!r}")
+
+    def _grant(self, request: InferenceRequest, step: Attempt, now_s: float) -> Granted:
+        token = self._registry.start_attempt(
+            step.node_id,
+            step.instance_key,
+            request.request_id,
+            step.model,
+            step.prefill_s,
+            step.out_tokens,
+            request.prefixes,
+            now_s,
+        )
+        return Granted(step, token, token.instance.facts.backend_kind, token.was != "hot")
+
+    def _give_back(self, result: Granted | Reject, now_s: float) -> None:
+        if isinstance(result, Granted):
+            self._registry.end_attempt(result.token, now_s, outcome=AttemptResult(ok=False, total_s=0.0))
+            self.wake()
+
+    def _resolve(self, pending: _Pending, result: Granted | Reject) -> None:
+        self._forget(pending)
+        if not pending.future.done():
+            pending.future.set_result(result)
+        elif isinstance(result, Granted):
+            self._give_back(result, self._clock.now_s())
+
+    def _join(self, pending: _Pending) -> None:
+        self._waiting[pending.request.request_id] = pending
+        self._by_model[pending.request.chain[0]] += 1
+        self._changed()
+        self._arm()
+
+    def _leave(self, pending: _Pending) -> None:
+        if self._waiting.get(pending.request.request_id) is pending:
+            self._forget(pending)
+            self.wake()
+
+    def _forget(self, pending: _Pending) -> None:
+        if self._waiting.pop(pending.request.request_id, None) is None:
+            return
+        self._claim(pending, None)
+        model = pending.request.chain[0]
+        self._by_model[model] -= 1
+        if not self._by_model[model]:
+            del self._by_model[model]
+        self._changed()
+
+    def _claim(self, pending: _Pending, claim: tuple[str, str] | None) -> None:
+        if pending.claim == claim:
+            return
+        if pending.claim is not None:
+            self._claims[pending.claim] -= 1
+            if not self._claims[pending.claim]:
+                del self._claims[pending.claim]
+        if claim is not None:
+            self._claims[claim] += 1
+        pending.claim = claim
+
+    def _changed(self) -> None:
+        self._registry.set_waiting(dict(self._by_model))
+
+    def _arm(self) -> None:
+        if self._timer is None and self._waiting:
+            self._timer = asyncio.get_running_loop().call_later(_REPLAN_S, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        self._replan()

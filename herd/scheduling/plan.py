@@ -1,0 +1,327 @@
+"""The step to take now: for one request (`next_step`) and for everybody who waits (`plan_queue`).
+
+Pure. The shell carries a Step out and comes back with the new facts; it decides nothing itself.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+from herd.fleet.snapshot import FleetSnapshot, InstanceView, NodeView, Running
+from herd.request import InferenceRequest
+from herd.scheduling.decide import Decision, decide
+from herd.scheduling.eligibility import Needs
+from herd.scheduling.estimate import Standing, ask_of, cached_prefix_tokens, service_s
+from herd.scheduling.policy import Policy
+from herd.scheduling.score import (
+    NO_CLAIMS,
+    NO_DRAINS,
+    Blocked,
+    Candidate,
+    Claims,
+    CostTable,
+    Drain,
+    DrainState,
+    Moment,
+)
+from herd.scheduling.steps import (
+    NEW,
+    Attempt,
+    FallBack,
+    History,
+    Hold,
+    Pull,
+    Reject,
+    Step,
+    Wait,
+    Waiting,
+)
+
+__all__ = [
+    "NEW",
+    "NO_CLAIMS",
+    "NO_DRAINS",
+    "Attempt",
+    "Blocked",
+    "Claims",
+    "CostTable",
+    "Drain",
+    "DrainState",
+    "FallBack",
+    "History",
+    "Hold",
+    "Pull",
+    "Reject",
+    "Step",
+    "Wait",
+    "Waiting",
+    "next_step",
+    "plan_queue",
+    "virtual_deadline",
+]
+
+
+def next_step(
+    request: InferenceRequest,
+    snapshot: FleetSnapshot,
+    history: History,
+    policy: Policy,
+    now_s: float,
+    claims: Claims = NO_CLAIMS,
+    table: CostTable | None = None,
+) -> Step:
+    """What to do with one request now. `table` only saves time."""
+    moment = Moment(snapshot, policy, now_s, claims, table or CostTable())
+    return decide(request, history, moment).step
+
+
+def virtual_deadline(
+    request: InferenceRequest, snapshot: FleetSnapshot, policy: Policy, now_s: float
+) -> float:
+    """Place in the queue: now + 5 · E_best, fixed when it first waits. It ages by itself.
+
+    E_best is the least prefill and decode time over eligible nodes; over all holders while none is eligible.
+    """
+    moment = Moment(snapshot, policy, now_s, NO_CLAIMS, CostTable())
+    for model in request.chain:
+        ask = ask_of(request, model, snapshot, policy)
+        needs = Needs(model, request.needs, request.wanted_context_tokens)
+        rows = moment.table.rows(needs, snapshot, policy, now_s)
+        able = [row for row in rows if row.where is not None] or rows
+        e_best_s = service_s(
+            ask, [(row.instance, cached_prefix_tokens(ask.prefixes, row.instance)) for row in able]
+        )
+        if e_best_s is not None:
+            return now_s + policy.order * e_best_s
+    return now_s + policy.order * policy.unknown_service_s
+
+
+def plan_queue(
+    waiting: Sequence[Waiting],
+    snapshot: FleetSnapshot,
+    policy: Policy,
+    now_s: float,
+    drains: DrainState = NO_DRAINS,
+    table: CostTable | None = None,
+) -> tuple[list[tuple[str, Step]], DrainState]:
+    """What changes for those who wait, in the order in which it must be done, and the drains from now on.
+
+    A request is in the answer if it gets an Attempt or a Reject, a Wait with another claim than it had (or
+    after it was held), or a Hold that it was not in. All others go on as they are. At most one Attempt a free
+    slot: an Attempt counts as running for everybody who comes after it in the same plan.
+    """
+    queue = _Queue(waiting, snapshot, policy, now_s, drains, table or CostTable())
+    for entry in sorted(waiting, key=lambda x: (x.deadline_s, x.arrival_s, x.request.request_id)):
+        queue.visit(entry)
+    return queue.changes, queue.drains_from_now_on()
+
+
+def _current_model(entry: Waiting) -> str:
+    return entry.request.chain[min(entry.history.model_index, len(entry.request.chain) - 1)]
+
+
+class _Queue:
+    """One plan in the making: the fleet as it will be after the steps found so far."""
+
+    def __init__(
+        self,
+        waiting: Sequence[Waiting],
+        snapshot: FleetSnapshot,
+        policy: Policy,
+        now_s: float,
+        drains: DrainState,
+        table: CostTable,
+    ) -> None:
+        self.changes: list[tuple[str, Step]] = []
+        counts = Counter(_current_model(entry) for entry in waiting)
+        self._snapshot = replace(snapshot, waiting=dict(counts))
+        self._policy = policy
+        self._now_s = now_s
+        self._table = table
+        self._claimed: dict[tuple[str, str], int] = {}
+        self._left: Counter[str] = Counter()
+        self._full: dict[Needs, frozenset[tuple[str, str]]] = {}
+        self._models = {model for entry in waiting for model in entry.request.chain}
+        self._drains = _still_needed(drains, self._snapshot, self._models)
+        self._starving = self._starving_among(waiting)
+        self._stuck: dict[str, Candidate] = {}
+
+    def visit(self, entry: Waiting) -> None:
+        """The next request in order of deadlines.
+
+        1 past the window, or 2 nothing to send to: it stays as it is; 3 else it is decided anew.
+        """
+        model = _current_model(entry)
+        if not self._must_decide(entry):
+            if self._left[model] >= self._policy.window:  # 1
+                return
+            if entry.claim is not None and self._is_full(entry):  # 2
+                self._left[model] += 1
+                self._claim(entry.claim)
+                return
+        decision = decide(entry.request, entry.history, self._moment())  # 3
+        self._follow(entry, model, decision)
+
+    def _must_decide(self, entry: Waiting) -> bool:
+        if entry.request.request_id in self._starving:
+            return True
+        history = entry.history
+        spent_s, budget_s = history.waited_s, self._policy.wait_timeout_s
+        if entry.held:
+            spent_s, budget_s = history.held_s, self._policy.hold_timeout_s
+        return spent_s >= budget_s
+
+    def _follow(self, entry: Waiting, model: str, decision: Decision) -> None:
+        step, request_id = decision.step, entry.request.request_id
+        match step:
+            case Attempt():
+                self.changes.append((request_id, step))
+                self._sent(entry, step)
+            case Wait():
+                claim = (step.node_id, step.instance_key)
+                self._left[model] += 1
+                self._claim(claim)
+                if entry.held or entry.claim != claim:
+                    self.changes.append((request_id, step))
+                if request_id in self._starving and decision.best is not None:
+                    self._stuck[step.model] = decision.best
+            case Hold():
+                self._left[model] += 1
+                if not entry.held:
+                    self.changes.append((request_id, step))
+            case Reject() | FallBack() | Pull():
+                self.changes.append((request_id, step))
+
+    def _moment(self) -> Moment:
+        claims = Claims(self._claimed, self._drains)
+        return Moment(self._snapshot, self._policy, self._now_s, claims, self._table)
+
+    def _claim(self, claim: tuple[str, str]) -> None:
+        self._claimed[claim] = self._claimed.get(claim, 0) + 1
+
+    def _is_full(self, entry: Waiting) -> bool:
+        """No holder of its model can be sent to, and the one it claimed could still serve it."""
+        request = entry.request
+        if entry.claim is None or entry.claim[0] in entry.history.tried:
+            return False
+        needs = Needs(_current_model(entry), request.needs, request.wanted_context_tokens)
+        if needs not in self._full:
+            rows = self._table.rows(needs, self._snapshot, self._policy, self._now_s)
+            standings = [row.where for row in rows if row.where is not None]
+            if any(_could_send(where) for where in standings):
+                return False
+            # Sending only ever takes slots, so what is full stays full for the rest of the plan.
+            self._full[needs] = frozenset((x.node.node_id, x.instance.key) for x in standings)
+        return entry.claim in self._full[needs]
+
+    def _sent(self, entry: Waiting, attempt: Attempt) -> None:
+        self._drains = {k: drain for k, drain in self._drains.items() if drain.model != attempt.model}
+        running = Running(
+            request_id=entry.request.request_id,
+            model=attempt.model,
+            started_s=self._now_s,
+            first_record_s=None,
+            prefill_s=attempt.prefill_s,
+            out_tokens=attempt.out_tokens,
+        )
+        counts = Counter(self._snapshot.waiting)
+        counts[_current_model(entry)] -= 1
+        self._snapshot = replace(
+            _with_attempt(self._snapshot, attempt, running, self._models), waiting=dict(counts)
+        )
+
+    def _starving_among(self, waiting: Sequence[Waiting]) -> set[str]:
+        """The oldest request of each model that had none sent for `drain_after_s`."""
+        oldest: dict[str, Waiting] = {}
+        for entry in waiting:
+            model = _current_model(entry)
+            if model not in oldest or entry.arrival_s < oldest[model].arrival_s:
+                oldest[model] = entry
+        before_s = self._now_s - self._policy.drain_after_s
+        return {
+            entry.request.request_id
+            for entry in oldest.values()
+            if entry.arrival_s <= before_s and any(self._is_unserved(model) for model in entry.request.chain)
+        }
+
+    def _is_unserved(self, model: str) -> bool:
+        before_s = self._now_s - self._policy.drain_after_s
+        return self._snapshot.last_sent_s.get(model, before_s) <= before_s
+
+    def drains_from_now_on(self) -> DrainState:
+        """Those still needed, and one for each starving model whose best node needs busy ones evicted."""
+        drains = dict(self._drains)
+        for model, best in self._stuck.items():
+            victims = best.where.victims
+            if not victims.busy or best.where.drained or not self._is_unserved(model):
+                continue
+            old = drains.get(best.node_id)
+            if old is not None and not _is_over_without_room(old, best.where.node):
+                continue
+            keys = frozenset(x.key for x in victims.idle + victims.busy)
+            since_s = self._now_s if old is None else old.since_s
+            drains[best.node_id] = Drain(model, best.instance_key, keys, since_s, best.where.load_s)
+        return drains
+
+
+def _could_send(where: Standing) -> bool:
+    """Some request might be sent there now. Never False when one could be."""
+    if where.instance.state == "hot":
+        return where.own < where.slots
+    return where.own < 1 and not where.node_loads_other and not where.victims.busy
+
+
+def _is_over_without_room(drain: Drain, node: NodeView) -> bool:
+    """All that was drained is empty, and still there is no room: others took it."""
+    return not any(x.running for x in node.instances if x.key in drain.keys)
+
+
+def _still_needed(drains: DrainState, snapshot: FleetSnapshot, waited_for: set[str]) -> DrainState:
+    """A drain ends when its model was sent anywhere, when nobody waits for it, or with its node."""
+    return {
+        node_id: drain
+        for node_id, drain in drains.items()
+        if drain.model in waited_for
+        and snapshot.last_sent_s.get(drain.model, float("-inf")) <= drain.since_s
+        and node_id in snapshot.nodes
+        and snapshot.nodes[node_id].status in ("online", "degraded")
+    }
+
+
+def _with_attempt(
+    snapshot: FleetSnapshot, attempt: Attempt, running: Running, models: set[str]
+) -> FleetSnapshot:
+    """The fleet as it is once the attempt has started, as far as those `models` are concerned."""
+    node = snapshot.nodes[attempt.node_id]
+    instances = {x.key: _after_start(x, attempt, running) for x in node.instances}
+    node = replace(node, instances=tuple(instances.values()), last_chosen_s=running.started_s)
+    holders = dict(snapshot.holders)
+    for model in models & holders.keys():
+        holders[model] = tuple(
+            (node, instances[x.key]) if old.node_id == node.node_id else (old, x) for old, x in holders[model]
+        )
+    return replace(
+        snapshot,
+        nodes={**snapshot.nodes, node.node_id: node},
+        holders=holders,
+        last_sent_s={**snapshot.last_sent_s, attempt.model: running.started_s},
+    )
+
+
+def _after_start(instance: InstanceView, attempt: Attempt, running: Running) -> InstanceView:
+    if instance.key in attempt.evicts:
+        return replace(instance, state="warm", held=())
+    if instance.key != attempt.instance_key:
+        return instance
+    ran = (*instance.running, running)
+    if instance.state in ("hot", "loading"):
+        return replace(instance, running=ran)
+    return replace(
+        instance,
+        running=ran,
+        state="loading",
+        loading_since_s=running.started_s,
+        loading_expected_s=attempt.cost.load,
+    )

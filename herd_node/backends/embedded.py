@@ -1,0 +1,313 @@
+"""llama.cpp's server as a child of the agent: started, watched, started again; one more backend to the rest.
+
+The child is `embedded_server`; it ends by itself when the pipe that this process holds closes. Each start
+has a new random port and a new random key, so `origin` and `headers` change and are read for each request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import psutil
+
+from herd_node.backends import small_model
+from herd_node.backends.base import OPENAI_ONLY, Facts, Means, Reading, base_url, origin_of
+from herd_node.backends.calls import Headers
+from herd_node.backends.embedded_server import LARGE_BATCH_TOKENS, NO_ENGINE, SMALL_BATCH_TOKENS
+from herd_node.backends.llamacpp import LlamaCpp, file_stem
+from herd_node.net.pool import Origin
+from herd_node.protocol.wire import BackendKind, Model, ModelState
+from herd_node.runtime.chance import new_hex
+
+log = logging.getLogger(__name__)
+
+FIRST_DELAY_S = 0.5
+MAX_DELAY_S = 30.0
+STOP_WAIT_S = 2.0
+MAX_LOG_BYTES = 8 * 1024 * 1024
+MISSING_ENGINE = "the embedded server needs its engine: pip install 'herd-fleet[embedded]'"
+
+_GIB = 1024**3
+_SIGNAL_WORDS = {
+    "SIGILL": "illegal instruction",
+    "SIGABRT": "aborted",
+    "SIGBUS": "bus error",
+    "SIGKILL": "killed, perhaps for want of memory",
+    "SIGSEGV": "segmentation fault",
+    "SIGTERM": "terminated",
+}
+#: Windows has no signals; a crash is its exit status.
+_WINDOWS_CRASHES = {
+    0xC000001D: "illegal instruction",
+    0xC0000005: "access violation",
+    0xC0000135: "missing DLL",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbeddedConfig:
+    """`context_tokens` is that of one slot; `threads` None: half of the cores."""
+
+    model_file: Path
+    log_file: Path
+    threads: int | None = None
+    slots: int = 2
+    context_tokens: int = 4096
+
+    @property
+    def name(self) -> str:
+        return model_name(self.model_file)
+
+
+def model_name(file: Path) -> str:
+    """The small model has its usual name, any other file is called by its stem."""
+    return small_model.MODEL_NAME if file.name == small_model.FILE_NAME else file_stem(file.name)
+
+
+def half_of_the_cores() -> int:
+    """Of those that this process may use; at least one. More would spin against everything else that runs."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, usable // 2)
+
+
+def batch_tokens(model_bytes: int, available_bytes: int) -> int:
+    """The longest embedding input. The large one costs up to 1.2 GB with a big vocabulary, so: given room."""
+    return LARGE_BATCH_TOKENS if available_bytes >= 4 * _GIB + 2 * model_bytes else SMALL_BATCH_TOKENS
+
+
+def missing_engine() -> str | None:
+    """A sentence when xllamacpp is not installed."""
+    return None if importlib.util.find_spec("xllamacpp") else MISSING_ENGINE
+
+
+class EmbeddedServer:
+    """A `Backend`; `start` it once, `stop` it before the loop ends."""
+
+    id = "embedded"
+    native = OPENAI_ONLY
+
+    def __init__(self, config: EmbeddedConfig, means: Means) -> None:
+        self.config = config
+        self._means = means
+        self._inner: LlamaCpp | None = None
+        self._runner: asyncio.Task[None] | None = None
+        self._model = self._first_guess()
+        self._down = Reading(kind="llama-server", reason="not started yet", models=(self._model,))
+
+    # -- what it is to others
+
+    @property
+    def kind(self) -> BackendKind:
+        return "llama-server"
+
+    @property
+    def origin(self) -> Origin:
+        return Origin("127.0.0.1", 0) if self._inner is None else self._inner.origin
+
+    @property
+    def url(self) -> str:
+        return base_url(self.origin)
+
+    @property
+    def headers(self) -> Headers:
+        return () if self._inner is None else self._inner.headers
+
+    @property
+    def reading(self) -> Reading:
+        return self._down if self._inner is None else self._inner.reading
+
+    async def poll(self, now_s: float) -> Reading:
+        inner = self._inner
+        if inner is None:
+            return self._down
+        reading = await inner.poll(now_s)
+        if reading.ready and reading.models:
+            self._model = reading.models[0]
+        return self.reading  # the child may have ended meanwhile
+
+    def model(self, name: str) -> Model | None:
+        return None if self._inner is None else self._inner.model(name)
+
+    def upstream_model(self, name: str) -> str | None:
+        return None if self._inner is None else self._inner.upstream_model(name)
+
+    def facts(self, name: str) -> Facts | None:
+        return None if self._inner is None else self._inner.facts(name)
+
+    async def ensure_loaded(self, name: str, load_options: Mapping[str, object]) -> None:
+        """Its model is loaded as long as it runs."""
+
+    async def slots_taken(self) -> int | None:
+        return None if self._inner is None else await self._inner.slots_taken()
+
+    # -- its life
+
+    def start(self) -> None:
+        if self._runner is None:
+            self._runner = self._means.tasks.spawn(self._run(), name="embedded server")
+
+    async def stop(self) -> None:
+        """The child is gone when this returns."""
+        runner, self._runner = self._runner, None
+        if runner is not None:
+            runner.cancel()
+            await asyncio.wait([runner])
+
+    async def _run(self) -> None:
+        clock, delay_s = self._means.clock, FIRST_DELAY_S
+        while True:
+            began_s = clock.now_s()
+            reason = await self._one_life()
+            log.warning("%s %s", self.config.name, reason)
+            if clock.now_s() - began_s >= MAX_DELAY_S:
+                delay_s = FIRST_DELAY_S
+            self._go_down(f"{reason}; next try in {delay_s:g} s", "cold")
+            await clock.sleep(delay_s)
+            delay_s = min(2 * delay_s, MAX_DELAY_S)
+
+    async def _one_life(self) -> str:
+        """Start a child and wait for its end; returns why it ended, as the rest of a sentence."""
+        if (missing := missing_engine()) is not None:
+            return missing
+        self._go_down("is loading its model", "loading")
+        key = new_hex(16)
+        try:
+            process = await self._spawn()
+        except OSError as error:
+            return f"could not be started: {error}"
+        listened = False
+        try:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            with contextlib.suppress(ConnectionError):  # it ended at once: its status says why
+                process.stdin.write(self._configuration(key))
+                await process.stdin.drain()
+            url = _url_in(await process.stdout.readline())
+            if url is not None:
+                listened = True
+                headers: Headers = ((b"authorization", f"Bearer {key}".encode()),)
+                self._inner = LlamaCpp(origin_of(url), self._means, headers=headers, backend=self.id)
+                self._inner.reading = replace(self._down, reason="has just started")
+                self._means.on_change()
+            status = await process.wait()
+        finally:
+            self._inner = None
+            await _end(process)
+        return how_it_ended(status, listened=listened, last_line=self._last_log_line())
+
+    async def _spawn(self) -> asyncio.subprocess.Process:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("FLEET_")}
+        with _private_log(self.config.log_file) as log_file:
+            return await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "herd_node.backends.embedded_server",
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=log_file,
+                env=environment,
+            )
+
+    def _configuration(self, key: str) -> bytes:
+        config = self.config
+        available = psutil.virtual_memory().available
+        line = {
+            "model": str(config.model_file),
+            "alias": config.name,
+            "api_key": key,
+            "threads": config.threads or half_of_the_cores(),
+            "slots": config.slots,
+            "context_tokens": config.context_tokens,
+            "batch_tokens": batch_tokens(_size(config.model_file) or 0, available),
+        }
+        return json.dumps(line).encode() + b"\n"
+
+    def _go_down(self, reason: str, state: ModelState) -> None:
+        model = replace(self._model, state=state, slots_taken=None)
+        self._down = Reading(kind="llama-server", reason=reason, models=(model,))
+        self._means.on_change()
+
+    def _first_guess(self) -> Model:
+        """What the beats list before the first poll: the router shall wait for it, not refuse."""
+        return Model(
+            name=self.config.name,
+            backend=self.id,
+            capabilities=("completion", "embedding"),
+            size_bytes=_size(self.config.model_file),
+            context_tokens=self.config.context_tokens,
+            context_fixed=True,
+            slots=self._means.slots or self.config.slots,
+        )
+
+    def _last_log_line(self) -> str:
+        try:
+            lines = self.config.log_file.read_bytes()[-4096:].decode(errors="replace").split("\n")
+        except OSError:
+            return ""
+        return next((line.strip()[:200] for line in reversed(lines) if line.strip()), "")
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """Close the pipe, which ends it; after 2 s, kill it."""
+    if process.stdin is not None:
+        process.stdin.close()
+    try:
+        await asyncio.wait_for(process.wait(), STOP_WAIT_S)
+    except TimeoutError:
+        log.warning("the embedded server did not end by itself and is killed")
+    finally:
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+
+
+def how_it_ended(status: int, *, listened: bool, last_line: str = "") -> str:
+    """`exited before ready, signal 4 (illegal instruction)`."""
+    start = "exited" if listened else "exited before ready"
+    if status == NO_ENGINE:
+        return MISSING_ENGINE
+    if status < 0:
+        name = signal.Signals(-status).name if -status in set(signal.Signals) else ""
+        return f"{start}, signal {-status} ({_SIGNAL_WORDS.get(name, name.lower() or 'unknown')})"
+    if status in _WINDOWS_CRASHES:
+        return f"{start}, status {status:#x} ({_WINDOWS_CRASHES[status]})"
+    return f"{start}, status {status}" + (f": {last_line}" if last_line and status else "")
+
+
+def _url_in(line: bytes) -> str | None:
+    try:
+        url = json.loads(line)["url"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return url if isinstance(url, str) else None
+
+
+@contextlib.contextmanager
+def _private_log(file: Path) -> Iterator[int]:
+    """Open for appending, readable by the owner only; begun anew when it has grown large."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    if (_size(file) or 0) > MAX_LOG_BYTES:
+        flags |= os.O_TRUNC
+    descriptor = os.open(file, flags, 0o600)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _size(file: Path) -> int | None:
+    try:
+        return file.stat().st_size
+    except OSError:
+        return None

@@ -1,0 +1,116 @@
+"""What all backends do alike: keep the last reading, index its models, turn a failure into a reading."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from hashlib import sha256
+
+from herd_node.backends.base import OPENAI_ONLY, Facts, Means, Reading, backend_id, base_url
+from herd_node.backends.calls import Answer, Headers, NoAnswer, ask, error_text
+from herd_node.net.pool import Origin
+from herd_node.protocol.names import canonical
+from herd_node.protocol.wire import BackendKind, Model
+
+log = logging.getLogger(__name__)
+
+
+class Polled:
+    """Base of the backends that are asked over HTTP. A subclass gives `kind` and `_read`."""
+
+    kind: BackendKind
+    native: frozenset[str] = OPENAI_ONLY
+
+    def __init__(
+        self, origin: Origin, means: Means, *, headers: Headers = (), backend: str | None = None
+    ) -> None:
+        self.id = backend or backend_id(self.kind, origin)
+        self.origin = origin
+        self.url = base_url(origin)
+        self.headers = headers
+        self.reading = Reading(kind=self.kind, reason="not asked yet")
+        self._means = means
+        self._by_name: dict[str, Model] = {}
+
+    async def poll(self, now_s: float) -> Reading:
+        try:
+            reading = await self._read(now_s)
+        except NoAnswer as silence:
+            reading = self._not_ready(str(silence))
+        except Exception:  # a backend's odd answer must not end the agent's loop; it is logged
+            log.exception("reading %s failed", self.id)
+            reading = self._not_ready(f"{self.url} answered something this agent does not understand")
+        self._set(reading)
+        return reading
+
+    def model(self, name: str) -> Model | None:
+        return self._by_name.get(name)
+
+    def upstream_model(self, name: str) -> str | None:
+        model = self._by_name.get(name)
+        return None if model is None else model.name
+
+    def facts(self, name: str) -> Facts | None:
+        model = self._by_name.get(name)
+        return None if model is None else facts_of(model, model.name)
+
+    async def ensure_loaded(self, name: str, load_options: Mapping[str, object]) -> None:
+        """Nothing to do: what such a server serves is loaded."""
+
+    async def slots_taken(self) -> int | None:
+        return None
+
+    async def _read(self, now_s: float) -> Reading:
+        raise NotImplementedError
+
+    async def _get(self, path: str) -> Answer:
+        return await ask(self._means.http, self.url + path, headers=self.headers)
+
+    def _set(self, reading: Reading) -> None:
+        self.reading = reading
+        self._by_name = index(reading.models)
+
+    def _not_ready(self, reason: str, *, detect_again: bool = True) -> Reading:
+        """The models stay listed, cold: the router shall wait for them, not answer that nobody has them."""
+        last = self.reading
+        models = tuple(replace(model, state="cold", slots_taken=None) for model in last.models)
+        return replace(last, ready=False, reason=reason, models=models, detect_again=detect_again)
+
+    def _unfit(self, path: str, answer: Answer) -> Reading:
+        """An answer that does not belong to this kind of server, or a 503: who listens is asked anew."""
+        said = error_text(answer.body)
+        tail = f": {said}" if said else ""
+        return self._not_ready(f"{self.url}{path} answers {answer.status}{tail}")
+
+
+def index(models: tuple[Model, ...]) -> dict[str, Model]:
+    """Canonical name → model. A model's own name goes before another's alias; of equals, the first."""
+    by_name: dict[str, Model] = {}
+    for model in models:
+        by_name.setdefault(canonical(model.name), model)
+    for model in models:
+        for alias in model.aliases:
+            by_name.setdefault(canonical(alias), model)
+    return by_name
+
+
+def facts_of(model: Model, upstream_id: str) -> Facts:
+    """What a model's entry tells a translator."""
+    return Facts(
+        name=model.name,
+        upstream_id=upstream_id,
+        context_tokens=model.context_tokens,
+        context_train_tokens=model.context_train_tokens,
+        slots=model.slots,
+        size_bytes=model.size_bytes,
+        parameters=model.parameters,
+        quantisation=model.quantisation,
+        capabilities=frozenset(model.capabilities),
+        digest=made_up_digest(upstream_id, model.size_bytes),
+    )
+
+
+def made_up_digest(upstream_id: str, size_bytes: int | None) -> str:
+    """Stable, and different for different models: clients cache capabilities by digest."""
+    return sha256(f"{upstream_id}\n{size_bytes}".encode()).hexdigest()

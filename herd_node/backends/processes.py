@@ -1,0 +1,108 @@
+"""Which process listens on a local port, and which children it has: how Ollama's runners are seen.
+
+All of it is a courtesy of the operating system: another user's server (a system service) is usually not
+visible, and then the answer is None, never a guess. Blocks for some milliseconds: call it in a thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+from collections.abc import Iterator
+from typing import Any
+
+import psutil
+
+from herd_node.backends.base import Owner
+from herd_node.net.pool import Origin
+
+#: A port whose owner could not be seen is looked up again after so many calls (a beat each).
+LOOK_AGAIN_AFTER = 12
+
+
+class PortOwners:
+    """Remembers the owner of a port: finding it walks all sockets, seeing its children does not."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, psutil.Process] = {}
+        self._unseen: dict[int, int] = {}
+
+    def owner_of(self, origin: Origin) -> Owner | None:
+        if not is_local(origin.host):
+            return None
+        process = self._process(origin.port)
+        if process is None:
+            return None
+        try:
+            children = tuple(_command_lines(process))
+        except psutil.Error:
+            del self._known[origin.port]
+            return None
+        return Owner(process.pid, children)
+
+    def _process(self, port: int) -> psutil.Process | None:
+        known = self._known.get(port)
+        if known is not None:
+            if known.is_running() and _listens(known, port):
+                return known
+            del self._known[port]
+        if self._unseen.get(port, 0) > 0:
+            self._unseen[port] -= 1
+            return None
+        found = find_listener(port)
+        if found is None:
+            self._unseen[port] = LOOK_AGAIN_AFTER
+        else:
+            self._known[port] = found
+        return found
+
+
+def is_local(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def find_listener(port: int) -> psutil.Process | None:
+    """The process that listens on a TCP port, None when none is visible to this user."""
+    for look in (_system_wide, _each_own_process):
+        with contextlib.suppress(psutil.Error):
+            for pid in look(port):
+                return psutil.Process(pid)
+    return None
+
+
+def _system_wide(port: int) -> Iterator[int]:
+    """One walk over all sockets; macOS allows it to root only (AccessDenied)."""
+    for socket in psutil.net_connections(kind="tcp"):
+        if _is_listener(socket, port) and socket.pid is not None:
+            yield socket.pid
+
+
+def _each_own_process(port: int) -> Iterator[int]:
+    if not psutil.MACOS:  # elsewhere the walk above saw all that there is to see
+        return
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if _listens(process, port):
+                yield process.pid
+
+
+def _listens(process: psutil.Process, port: int) -> bool:
+    try:
+        return any(_is_listener(socket, port) for socket in process.net_connections(kind="tcp"))
+    except psutil.Error:
+        return False
+
+
+def _is_listener(socket: Any, port: int) -> bool:  # noqa: ANN401 - psutil has no types
+    return socket.status == psutil.CONN_LISTEN and bool(socket.laddr) and socket.laddr.port == port
+
+
+def _command_lines(process: psutil.Process) -> Iterator[tuple[str, ...]]:
+    for child in process.children():
+        with contextlib.suppress(psutil.Error):  # it ended just now
+            yield tuple(child.cmdline())

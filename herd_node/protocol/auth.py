@@ -1,0 +1,382 @@
+"""Who may speak: signatures of beats, calls and replies, replay protection, and the join token.
+
+Pure state and functions: no clock, no chance, no I/O. Every gate is asked after the mac was found good, so
+what a stranger sends changes nothing. Normative text: docs/protocol.md, "Signature" and "Joining".
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import json
+import re
+from typing import Literal, NamedTuple
+from urllib.parse import urlsplit
+
+from herd_node.protocol.names import is_node_id
+
+HEADER = b"x-herd-auth"
+MAX_SEQ = 2**53 - 1
+
+Direction = Literal["beat", "call", "reply"]
+
+_SCHEME = "herd1"
+_NOBODY = "-"
+_BOOT = re.compile(r"[0-9a-f]{16}")
+_VERSION = re.compile(r"[0-9]{1,9}")
+_HEADER = re.compile(
+    r"1 (?P<key_id>[A-Za-z0-9._-]{1,64}/[0-9a-f]{16}) (?P<sender>[0-9a-f]{16}) (?P<receiver>[0-9a-f]{16}|-)"
+    r" (?P<seq>[1-9][0-9]{0,15}) (?P<hash>[0-9a-f]{64}) (?P<mac>[0-9a-f]{64})"
+)
+
+
+class AuthError(ValueError):
+    """An X-Herd-Auth that cannot be read. `status` is the answer: 400 malformed, 401 missing, 426 version."""
+
+    def __init__(self, message: str, status: int = 400) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class AuthHeader(NamedTuple):
+    """The fields of X-Herd-Auth, well-formed but not yet believed."""
+
+    key_id: str
+    sender_boot: str
+    receiver_boot: str | None
+    seq: int
+    body_sha256: str
+    mac: str
+
+
+class Refusal(NamedTuple):
+    """Why a well-signed message is not accepted. `boot` is what a 401 tells the sender to name instead."""
+
+    status: int
+    reason: str
+    boot: str | None = None
+
+
+def is_boot(text: object) -> bool:
+    """16 lower-case hex digits; agent ids have the same form."""
+    return isinstance(text, str) and _BOOT.fullmatch(text) is not None
+
+
+def parse_auth(value: str) -> AuthHeader:
+    """The header's fields. Raises AuthError."""
+    if not value:
+        raise AuthError("The request is not signed: X-Herd-Auth is missing.", 401)
+    found = _HEADER.fullmatch(value)
+    if found is None:
+        version = value.partition(" ")[0]
+        if version != "1" and _VERSION.fullmatch(version):
+            raise AuthError(f"X-Herd-Auth has version {version}; this program speaks version 1.", 426)
+        raise AuthError("X-Herd-Auth is malformed.")
+    key_id, sender, receiver, seq, body_sha256, mac = found.groups()
+    number = int(seq)
+    if number > MAX_SEQ or not is_node_id(key_id.partition("/")[0]):
+        raise AuthError("X-Herd-Auth is malformed.")
+    return AuthHeader(key_id, sender, None if receiver == _NOBODY else receiver, number, body_sha256, mac)
+
+
+def sign(
+    key: bytes,
+    *,
+    direction: Direction,
+    method: str,
+    target: str,
+    key_id: str,
+    sender_boot: str,
+    receiver_boot: str | None,
+    seq: int,
+    body_sha256: str,
+) -> str:
+    """The value of X-Herd-Auth. `target` is path and query as sent, `receiver_boot` None while not known."""
+    unsigned = AuthHeader(key_id, sender_boot, receiver_boot, seq, body_sha256, "")
+    mac = _mac(key, direction, method, target, unsigned)
+    return f"1 {key_id} {sender_boot} {receiver_boot or _NOBODY} {seq} {body_sha256} {mac}"
+
+
+def mac_ok(key: bytes, header: AuthHeader, *, direction: Direction, method: str, target: str) -> bool:
+    """True if whoever has `key` signed exactly this head. The body's hash is checked when it came."""
+    return hmac.compare_digest(_mac(key, direction, method, target, header), header.mac)
+
+
+def _mac(key: bytes, direction: Direction, method: str, target: str, header: AuthHeader) -> str:
+    # No element can hold a line feed: HTTP has none in a method or target, and the rest is checked by form.
+    # So two different heads never give the same text.
+    text = (
+        f"{_SCHEME}\n{direction}\n{method}\n{target}\n{header.key_id}\n{header.sender_boot}\n"
+        f"{header.receiver_boot or _NOBODY}\n{header.seq}\n{header.body_sha256}"
+    )
+    return hmac.digest(key, text.encode("utf-8", "surrogatepass"), "sha256").hex()
+
+
+def body_hash(body: bytes) -> str:
+    return hashlib.sha256(body).hexdigest()
+
+
+EMPTY_BODY_HASH = body_hash(b"")
+
+
+def node_key(join_secret: bytes, key_id: str) -> bytes:
+    """The key of one agent, derived from the join secret (v1)."""
+    return hmac.digest(join_secret, f"node\n{key_id}".encode(), "sha256")
+
+
+def key_id(node_id: str, agent_id: str) -> str:
+    return f"{node_id}/{agent_id}"
+
+
+def split_key_id(key_id: str) -> tuple[str, str]:
+    """(node id, agent id)."""
+    node_id, _, agent_id = key_id.partition("/")
+    return node_id, agent_id
+
+
+class SeqWindow:
+    """Each sequence number once, in any order, as long as it is at most `size` below the highest seen."""
+
+    __slots__ = ("_highest", "_mask", "_seen", "_size")
+
+    def __init__(self, size: int = 8192) -> None:
+        self._size = size
+        self._mask = (1 << (size + 1)) - 1
+        self._highest = 0
+        self._seen = 0  # bit i: the number `_highest - i` was accepted
+
+    def accept(self, seq: int) -> bool:
+        ahead = seq - self._highest
+        if ahead > 0:
+            self._seen = ((self._seen << ahead) & self._mask) | 1 if ahead <= self._size else 1
+            self._highest = seq
+            return True
+        if seq < 1 or -ahead > self._size or self._seen >> -ahead & 1:
+            return False
+        self._seen |= 1 << -ahead
+        return True
+
+
+class _Boots:
+    """One sender's boots in the order in which they were first seen, and the one that counts now."""
+
+    __slots__ = ("_order", "current")
+
+    #: A sender that restarts every 5 s needs 90 hours to get here; the oldest boot is forgotten then.
+    _MOST = 65_536
+
+    def __init__(self) -> None:
+        self._order: dict[str, int] = {}
+        self.current: str | None = None
+
+    def see(self, boot: str) -> None:
+        if boot in self._order:
+            return
+        if len(self._order) >= self._MOST:
+            del self._order[next(known for known in self._order if known != self.current)]
+        last = next(reversed(self._order.values()), 0)
+        self._order[boot] = last + 1
+
+    def is_replaced(self, boot: str) -> bool:
+        """True for a boot first seen before the current one, whether or not it ever was the current one."""
+        order = self._order.get(boot)
+        return order is not None and self.current is not None and order < self._order[self.current]
+
+    def move_to(self, boot: str) -> None:
+        self.see(boot)
+        self.current = boot
+
+
+class _Sender:
+    """What the router keeps of one agent's beats."""
+
+    __slots__ = ("boots", "last_seq")
+
+    def __init__(self) -> None:
+        self.boots = _Boots()
+        self.last_seq = 0
+
+
+class BeatGate:
+    """The router's side of beats: within a boot strictly rising, and a replaced boot never comes back."""
+
+    def __init__(self, router_boot: str) -> None:
+        self.router_boot = router_boot
+        self._senders: dict[str, _Sender] = {}
+
+    def check(self, header: AuthHeader) -> Refusal | None:
+        """What speaks against a beat whose mac is good.
+
+        Remembers no more than when the boot was first seen. An agent must ask, and be told our boot by a 401,
+        before it can sign a beat for us; so even a process whose beat was held up on the way, and which never
+        got one accepted, is known to be the older one when its successor has been heard.
+        """
+        sender = self._senders.setdefault(header.key_id, _Sender())
+        sender.boots.see(header.sender_boot)
+        # 1. it must be meant for this very process
+        if header.receiver_boot != self.router_boot:
+            return Refusal(401, "The beat names another boot of the router.", self.router_boot)
+        # 2. a newer boot starts afresh, an older one is over
+        if sender.boots.is_replaced(header.sender_boot):
+            return Refusal(409, "The beat is from a boot of the agent that a newer one has replaced.")
+        # 3. the same boot must count upwards
+        if header.sender_boot == sender.boots.current and header.seq <= sender.last_seq:
+            return Refusal(409, "The beat is not newer than the last one.")
+        return None
+
+    def accept(self, header: AuthHeader) -> None:
+        """Record a beat that passed `check` and whose body was found good."""
+        sender = self._senders.setdefault(header.key_id, _Sender())
+        sender.boots.move_to(header.sender_boot)
+        sender.last_seq = header.seq
+
+    def boot_of(self, key_id: str) -> str | None:
+        """The boot that the agent's last accepted beat came from."""
+        sender = self._senders.get(key_id)
+        return None if sender is None else sender.boots.current
+
+
+class _Caller:
+    """What the agent keeps of one router's calls."""
+
+    __slots__ = ("boots", "window")
+
+    def __init__(self) -> None:
+        self.boots = _Boots()
+        self.window = SeqWindow()
+
+
+class CallGate:
+    """The agent's side of calls: only the boot in the router's last signed reply, each number once.
+
+    One gate a router: an agent has the same key id with each of them.
+    """
+
+    def __init__(self, agent_boot: str) -> None:
+        self.agent_boot = agent_boot
+        self._callers: dict[str, _Caller] = {}
+
+    def learn_router_boot(self, key_id: str, boot: str) -> None:
+        """A signed reply named this boot. One that was replaced earlier stays replaced."""
+        caller = self._callers.setdefault(key_id, _Caller())
+        if boot != caller.boots.current and not caller.boots.is_replaced(boot):
+            caller.boots.move_to(boot)
+            caller.window = SeqWindow()
+
+    def check_and_accept(self, header: AuthHeader) -> Refusal | None:
+        """What speaks against a call whose mac is good; None accepts it and uses its number up."""
+        # 1. it must be meant for this very process
+        if header.receiver_boot != self.agent_boot:
+            return Refusal(401, "The call names another boot of the agent.", self.agent_boot)
+        # 2. it must come from the router process that answered the last beat
+        caller = self._callers.get(header.key_id)
+        if caller is None:
+            return Refusal(401, "No router has answered a beat of this agent yet.")
+        if caller.boots.is_replaced(header.sender_boot):
+            return Refusal(409, "The call is from a boot of the router that a newer one has replaced.")
+        if header.sender_boot != caller.boots.current:
+            return Refusal(401, "The call is from a boot of the router that has not answered a beat.")
+        # 3. each number once
+        if not caller.window.accept(header.seq):
+            return Refusal(409, "The call's number was used before, or is far behind.")
+        return None
+
+
+_TOKEN_PREFIX = "herd1_"
+_TOKEN_FORM = re.compile(r"[A-Za-z0-9_-]+")
+_MAX_TOKEN_CHARS = 4096
+_MAX_URLS = 16
+_MAX_URL_CHARS = 256
+_SECRET_BYTES = 32
+_ROUTER_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+#: All that such a URL needs, and nothing that a terminal or a log line would trip over.
+_URL_CHARACTERS = re.compile(r"[A-Za-z0-9._~:/\[\]-]+")
+
+
+class TokenError(ValueError):
+    """The token cannot be used; `str()` is one sentence that never repeats the token."""
+
+
+class Token(NamedTuple):
+    """All that an agent needs to join: which router, where it may be, and the secret both will share."""
+
+    router_id: str
+    urls: tuple[str, ...]
+    secret: bytes
+
+    def __repr__(self) -> str:
+        return f"Token(router_id={self.router_id!r}, urls={self.urls!r}, secret=…)"
+
+
+def render_token(token: Token) -> str:
+    """One word without dots and padding: `herd1_` and base64url of the JSON."""
+    fields = {"r": token.router_id, "u": list(token.urls), "s": _to_base64url(token.secret)}
+    return _TOKEN_PREFIX + _to_base64url(json.dumps(fields, separators=(",", ":")).encode())
+
+
+def parse_token(text: str) -> Token:
+    """The reverse of `render_token`; white space around it is forgiven. Raises TokenError."""
+    word = text.strip()
+    if not word:
+        raise TokenError("The join token is empty.")
+    if not word.startswith(_TOKEN_PREFIX):
+        raise TokenError("This is no join token: it must begin with herd1_, as `herd join` shows it.")
+    if len(word) > _MAX_TOKEN_CHARS or not _TOKEN_FORM.fullmatch(word):
+        raise TokenError(
+            "The join token must be one word of letters, digits, - and _, as `herd join` shows it."
+        )
+    try:
+        fields = json.loads(_from_base64url(word.removeprefix(_TOKEN_PREFIX)))
+    except (ValueError, RecursionError):
+        fields = None
+    if not isinstance(fields, dict):
+        raise TokenError("The join token is damaged or cut short; copy the whole word again.")
+    return Token(_router_id(fields.get("r")), _urls(fields.get("u")), _secret(fields.get("s")))
+
+
+def _router_id(value: object) -> str:
+    if not isinstance(value, str) or not _ROUTER_ID.fullmatch(value):
+        raise TokenError("The join token names no router; copy the whole word again.")
+    return value
+
+
+def _urls(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list) or not 1 <= len(value) <= _MAX_URLS or not all(map(_is_router_url, value)):
+        raise TokenError("The join token holds no usable address of a router; copy the whole word again.")
+    return tuple(value)
+
+
+def _is_router_url(value: object) -> bool:
+    """`http://host:port` and no more: no credentials, path or query to be sent anywhere."""
+    if not isinstance(value, str) or len(value) > _MAX_URL_CHARS or not _URL_CHARACTERS.fullmatch(value):
+        return False
+    try:
+        parts = urlsplit(value)
+        port = parts.port
+    except ValueError:
+        return False
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        return False
+    return parts.path in ("", "/") and port != 0
+
+
+def _secret(value: object) -> bytes:
+    try:
+        secret = _from_base64url(value) if isinstance(value, str) else b""
+    except ValueError:
+        secret = b""
+    if len(secret) != _SECRET_BYTES:
+        raise TokenError("The join token holds no usable secret; copy the whole word again.")
+    return secret
+
+
+def _to_base64url(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).decode().rstrip("=")
+
+
+def _from_base64url(text: str) -> bytes:
+    if not _TOKEN_FORM.fullmatch(text):
+        raise binascii.Error("not base64url")
+    return base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)

@@ -1,0 +1,91 @@
+"""Fleets in a few words, for the tables of these tests. Every default is a round number on purpose."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import replace
+
+from herd.fleet.snapshot import (
+    FleetSnapshot,
+    InstanceView,
+    ModelName,
+    ModelStats,
+    NodeView,
+    Rates,
+    Running,
+)
+from herd.request import InferenceRequest
+from herd_node.protocol.routes import FORWARDED_BY_PATH
+
+NOW = 1000.0
+GB = 10**9
+
+#: 100 prompt tokens at 100 tokens/s after 0.02 s: p = 1.02; 150 tokens at 0.02 s: d = 3.0; E = 4.02.
+RATES = Rates(prefill_tokens_per_s=100.0, step_s=0.02, load_cold_s=8.0, load_warm_s=2.0)
+WORDS = frozenset({"completion"})
+OLLAMA = "ollama-11434"
+
+
+def instance(
+    name: str = "m",
+    state: str = "hot",
+    *,
+    running: int = 0,
+    names: tuple[str, ...] | None = None,
+    capabilities: frozenset[str] = WORDS,
+    **fields: object,
+) -> InstanceView:
+    """`running` requests in their prefill, sent now, with p = 1 and 150 tokens each."""
+    shown = names or (name,)
+    ran = tuple(
+        Running(f"r-{name}-{n}", name, NOW, None, prefill_s=1.0, out_tokens=150.0) for n in range(running)
+    )
+    given: dict[str, object] = {
+        "backend_id": OLLAMA,
+        "backend_kind": "ollama",
+        "key": name,
+        "slots": 1,
+        "rates": RATES,
+        "running": ran,
+        "size_bytes": 4 * GB,
+        **fields,
+    }
+    listed = tuple(ModelName(canonical=x, shown=x, capabilities=capabilities) for x in shown)
+    return InstanceView(node_id="", names=listed, state=state, **given)  # type: ignore[arg-type]
+
+
+def node(node_id: str, *instances: InstanceView, **fields: object) -> NodeView:
+    """An online machine, idle, of which the memory is not known."""
+    given: dict[str, object] = {"status": "online", "last_beat_s": NOW, **fields}
+    placed = tuple(replace(x, node_id=node_id) for x in instances)
+    return NodeView(node_id=node_id, instances=placed, **given)  # type: ignore[arg-type]
+
+
+def fleet(*nodes: NodeView, **fields: object) -> FleetSnapshot:
+    holders: defaultdict[str, tuple[tuple[NodeView, InstanceView], ...]] = defaultdict(tuple)
+    for view in nodes:
+        for held in view.instances:
+            for name in held.names:
+                holders[name.canonical] += ((view, held),)
+    online = any(view.status in ("online", "degraded") for view in nodes)
+    given: dict[str, object] = {"any_online": online, **fields}
+    by_id = {view.node_id: view for view in nodes}
+    return FleetSnapshot(nodes=by_id, holders=dict(holders), **given)  # type: ignore[arg-type]
+
+
+def ask(*chain: str, tokens: float = 100.0, path: str = "/api/chat", **fields: object) -> InferenceRequest:
+    """A request for `m` of 100 prompt tokens, if nothing else is said."""
+    names = chain or ("m",)
+    given: dict[str, object] = {
+        "request_id": "q",
+        "needs": frozenset({"completion"}),
+        "est_tokens": tokens,
+        **fields,
+    }
+    return InferenceRequest(
+        route=FORWARDED_BY_PATH[path], chain=names, asked=names, body=b"", stream=True, **given
+    )  # type: ignore[arg-type]
+
+
+def stats(out_tokens: float = 150.0, token_correction: float = 1.0) -> ModelStats:
+    return ModelStats(out_tokens=out_tokens, token_correction=token_correction)
