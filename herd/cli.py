@@ -9,9 +9,7 @@ from typing import Any
 
 import herd
 
-_EPILOG = (
-    "Without a command herd serves. Settings: flag > FLEET_* variable > <data-dir>/herd.toml > default."
-)
+_EPILOG = "Without a command herd serves. Settings: flag > FLEET_* variable > <data-dir>/herd.toml > default."
 #: Flags that are settings; what the command line did not say is absent, so that other sources count.
 _SETTINGS = ("host", "port", "data_dir", "log_level", "mdns", "with_node", "allow_net")
 
@@ -90,7 +88,9 @@ def _parser() -> argparse.ArgumentParser:
     demo = commands.add_parser("demo", help="a working fleet on this machine, and one question to it")
     _common(demo)
     _serving(demo)
-    demo.add_argument("--once", action="store_true", help="free ports, a temporary folder; end after the answer")
+    demo.add_argument(
+        "--once", action="store_true", help="free ports, temporary folder; ends after the answer"
+    )
     for name, text in (
         ("status", "the fleet in a few lines"),
         ("nodes", "one line a node"),
@@ -109,13 +109,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _common(parser: argparse.ArgumentParser) -> None:
-    """Options of every command, before or after it. SUPPRESS: a subparser's default must not undo the flag."""
+    """Options of every command, before or after it; a subparser's default must not undo a flag."""
     group = parser.add_argument_group("where the router is")
     absent = argparse.SUPPRESS
     group.add_argument("--host", default=absent, help="its address (default: all interfaces / 127.0.0.1)")
     group.add_argument("--port", type=_port, default=absent, help="its port (default: 11435)")
     group.add_argument("--data-dir", default=absent, metavar="DIR", help="its folder (~/.fleet-manager)")
-    group.add_argument("--config", default=absent, metavar="FILE", help="settings file (<data-dir>/herd.toml)")
+    group.add_argument("--config", default=absent, metavar="FILE", help="settings (<data-dir>/herd.toml)")
     group.add_argument("--json", action="store_true", default=absent, help="print JSON")
 
 
@@ -124,7 +124,7 @@ def _serving(parser: argparse.ArgumentParser) -> None:
     absent = argparse.SUPPRESS
     levels = ("debug", "info", "warning", "error")
     group.add_argument("--log-level", choices=levels, default=absent, help="least level logged (info)")
-    group.add_argument("--no-mdns", dest="mdns", action="store_false", default=absent, help="do not announce it")
+    group.add_argument("--no-mdns", dest="mdns", action="store_false", default=absent, help="no announcement")
     group.add_argument(
         "--with-node", action="store_true", default=absent, help="also run a node agent for this machine"
     )

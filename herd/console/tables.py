@@ -11,33 +11,50 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
-GAP: Final = "  "
+#: A flexible column is readable with so many characters, and recognisable with so few.
+_READABLE: Final = 12
 _SHORTEST: Final = 6
 
 
 class Column(NamedTuple):
-    """`flexible` columns are shortened, the widest first, when the terminal is too narrow."""
+    """What to do with it when the terminal is too narrow: `flexible` is shortened, `spare` is left out."""
 
     title: str
     right: bool = False
     flexible: bool = False
+    spare: bool = False
+
+
+class _Layout(NamedTuple):
+    columns: list[Column]
+    titles: list[list[str]]
+    cells: list[list[str]]
+    widths: list[int]
+    gap: int
+
+    @property
+    def total(self) -> int:
+        return sum(self.widths) + self.gap * (len(self.widths) - 1)
 
 
 def table(columns: Sequence[Column], rows: Iterable[Sequence[str]], width: int | None) -> list[str]:
     """Lines without trailing blanks. `width` None: as wide as it takes.
 
-    1. As it is. 2. Too wide: titles are broken at `_`. 3. Still too wide: flexible cells are shortened.
+    1. As it is. 2. Too wide: titles are broken at `_`, gaps are narrow. 3. Flexible cells are shortened to a
+    readable length. 4. Spare columns go, the last first. 5. Flexible cells are shortened further.
     """
     cells = [[clean(cell) for cell in row] for row in rows]
-    titles = [[column.title] for column in columns]
-    widths = _widths(titles, cells)
-    if width is not None and _total(widths) > width:
-        titles = [_broken(column.title) for column in columns]
-        widths = _widths(titles, cells)
-        _shrink(widths, columns, width)
-    height = max(len(lines) for lines in titles)
-    head = [[([""] * (height - len(lines)) + lines)[i] for lines in titles] for i in range(height)]
-    return [_line(columns, widths, row) for row in (*head, *cells)]
+    layout = _laid_out(columns, [[column.title] for column in columns], cells, gap=2)
+    if width is not None and layout.total > width:
+        layout = _laid_out(columns, [_broken(column.title) for column in columns], cells, gap=1)
+        _shrink(layout, width, _READABLE)
+        while layout.total > width and (spare := _last_spare(layout)) is not None:
+            _drop(layout, spare)
+        _shrink(layout, width, _SHORTEST)
+    height = max(len(lines) for lines in layout.titles)
+    padded = [[""] * (height - len(lines)) + lines for lines in layout.titles]
+    head = [list(line) for line in zip(*padded, strict=True)]
+    return [_line(layout, row) for row in (*head, *layout.cells)]
 
 
 def clean(text: str) -> str:
@@ -69,15 +86,14 @@ def _char_columns(char: str) -> int:
     return 2 if unicodedata.east_asian_width(char) in "WF" else 1
 
 
-def _widths(titles: Sequence[Sequence[str]], rows: Sequence[Sequence[str]]) -> list[int]:
-    return [
-        max([*map(columns_of, lines), *(columns_of(row[i]) for row in rows)])
+def _laid_out(
+    columns: Sequence[Column], titles: list[list[str]], cells: list[list[str]], gap: int
+) -> _Layout:
+    widths = [
+        max([*map(columns_of, lines), *(columns_of(row[i]) for row in cells)])
         for i, lines in enumerate(titles)
     ]
-
-
-def _total(widths: Sequence[int]) -> int:
-    return sum(widths) + len(GAP) * (len(widths) - 1)
+    return _Layout(list(columns), titles, [list(row) for row in cells], widths, gap)
 
 
 def _broken(title: str) -> list[str]:
@@ -86,21 +102,32 @@ def _broken(title: str) -> list[str]:
     return [first + underscore, second] if second else [title]
 
 
-def _shrink(widths: list[int], columns: Sequence[Column], width: int) -> None:
-    while _total(widths) > width:
-        flexible = [i for i, column in enumerate(columns) if column.flexible and widths[i] > _SHORTEST]
+def _shrink(layout: _Layout, width: int, shortest: int) -> None:
+    widths = layout.widths
+    while layout.total > width:
+        flexible = [i for i, column in enumerate(layout.columns) if column.flexible and widths[i] > shortest]
         if not flexible:
             return
         widths[max(flexible, key=lambda i: widths[i])] -= 1
 
 
-def _line(columns: Sequence[Column], widths: Sequence[int], row: Sequence[str]) -> str:
+def _last_spare(layout: _Layout) -> int | None:
+    return max((i for i, column in enumerate(layout.columns) if column.spare), default=None)
+
+
+def _drop(layout: _Layout, index: int) -> None:
+    del layout.columns[index], layout.titles[index], layout.widths[index]
+    for row in layout.cells:
+        del row[index]
+
+
+def _line(layout: _Layout, row: Sequence[str]) -> str:
     cells = []
-    for column, width, cell in zip(columns, widths, row, strict=True):
+    for column, width, cell in zip(layout.columns, layout.widths, row, strict=True):
         text = shortened(cell, width)
         blank = " " * (width - columns_of(text))
         cells.append(blank + text if column.right else text + blank)
-    return GAP.join(cells).rstrip()
+    return (" " * layout.gap).join(cells).rstrip()
 
 
 def terminal_width() -> int | None:

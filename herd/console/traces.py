@@ -31,9 +31,9 @@ _TRACES = (
     Column("MODEL", flexible=True),
     Column("NODE", flexible=True),
     Column("STATUS"),
-    Column("SCORE", right=True),
-    Column("QUEUE", right=True),
-    Column("FIRST", right=True),
+    Column("SCORE", right=True, spare=True),
+    Column("QUEUE", right=True, spare=True),
+    Column("FIRST", right=True, spare=True),
     Column("TOTAL", right=True),
     Column("TOK/S", right=True),
 )
@@ -151,36 +151,39 @@ def _request(row: Row) -> list[str]:
 def _attempt(row: Row) -> list[str]:
     where = f" on {row['node_id']}" if row.get("node_id") else ""
     served = f", served {row['model']} instead of {row['original_model']}" if row.get("fallback_used") else ""
-    lines = [f"attempt {row['attempt']}{where}: {row['status']}{served}", f"  {_measured(row)}"]
+    lines = [
+        f"attempt {row['attempt']}{where}: {row['status']}{served}",
+        f"  {_times(row)}",
+        f"  {_tokens(row)}",
+    ]
     if row.get("error_message"):
         lines.append(f"  {row['error_message']}")
     return [*map(clean, lines), *_candidates(row), *_excluded(row)]
 
 
-def _measured(row: Row) -> str:
-    tokens = (row.get("prompt_tokens"), row.get("cached_tokens"), row.get("completion_tokens"))
-    prompt, cached, completion = (human.text(count) for count in tokens)
-    return ", ".join(
-        (
-            f"score {human.number(row.get('score'))}",
-            f"queue {human.duration_ms(row.get('queue_ms'))}",
-            f"first token {human.duration_ms(row.get('time_to_first_token_ms'))}",
-            f"total {human.duration_ms(row.get('latency_ms'))}",
-            f"{prompt} prompt tokens ({cached} cached)",
-            f"{completion} completion tokens",
-            f"{human.number(overview.tokens_per_s(row))} tokens/s",
-        )
+def _times(row: Row) -> str:
+    return (
+        f"score {human.number(row.get('score'))}, queue {human.duration_ms(row.get('queue_ms'))},"
+        f" first token {human.duration_ms(row.get('time_to_first_token_ms'))},"
+        f" total {human.duration_ms(row.get('latency_ms'))}"
     )
 
 
+def _tokens(row: Row) -> str:
+    counts = (row.get("prompt_tokens"), row.get("cached_tokens"), row.get("completion_tokens"))
+    prompt, cached, completion = map(human.text, counts)
+    rate = human.number(overview.tokens_per_s(row))
+    return f"{prompt} prompt tokens ({cached} cached), {completion} completion tokens, {rate} tokens/s"
+
+
 def _candidates(row: Row) -> list[str]:
-    """The eight best as a table. A node that was degraded lost its points beside the seven: that is said."""
+    """The eight best as a table, the chosen one starred. A node that was degraded lost its points beside the seven: that is said."""
     candidates: Sequence[tuple[str, float, list[float]]] = row.get("candidates") or ()
     if not candidates:
         return []
     rows = [
         (
-            f"{node_id} *" if node_id == row.get("node_id") else node_id,
+            f"*{node_id}" if node_id == row.get("node_id") else node_id,
             *map(human.number, signals),
             human.number(total),
         )

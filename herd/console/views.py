@@ -18,14 +18,14 @@ from herd.web import human, overview
 _NODES = (
     Column("NODE", flexible=True),
     Column("STATUS"),
-    Column("CPU", right=True),
-    Column("MEMORY", flexible=True),
-    Column("PRESSURE"),
-    Column("HEAT", flexible=True),
-    Column("GPU", flexible=True),
-    Column("BACKENDS", flexible=True),
     Column("BUSY", right=True),
+    Column("CPU", right=True),
+    Column("MEMORY"),
+    Column("PRESSURE"),
+    Column("HEAT"),
     Column("SEEN"),
+    Column("BACKENDS", flexible=True, spare=True),
+    Column("GPU", flexible=True, spare=True),
 )
 _STATUS_NODES = (
     Column("NODE", flexible=True),
@@ -65,15 +65,7 @@ def run_status(args: argparse.Namespace) -> int:
     nodes = overview.nodes(status)
     lines = [f"{base_url(args)}: {overview.totals(status)}"]
     rows = [
-        (
-            n.node_id,
-            n.status,
-            n.busy,
-            n.cpu,
-            n.pressure,
-            ", ".join(n.hot) or human.UNKNOWN,
-        )
-        for n in nodes
+        (n.node_id, n.status, n.busy, n.cpu, n.pressure, ", ".join(n.hot) or human.UNKNOWN) for n in nodes
     ]
     if rows:
         lines += ["", *table(_STATUS_NODES, rows, terminal_width())]
@@ -96,18 +88,11 @@ def run_nodes(args: argparse.Namespace) -> int:
         return 0
     nodes = overview.nodes(status)
     rows = [
-        (
-            n.node_id, n.status, n.cpu, n.memory, n.pressure, n.heat, n.gpu, n.backends,
-            n.busy, n.seen,
-        )
+        (n.node_id, n.status, n.busy, n.cpu, n.memory, n.pressure, n.heat, n.seen, n.backends, n.gpu)
         for n in nodes
-    ]  # fmt: skip
-    _print(
-        rows,
-        _NODES,
-        f"No node has joined yet; `{spelling.command('herd', 'join')}` says how.",
-        _reasons(nodes),
-    )
+    ]
+    nothing = f"No node has joined yet; `{spelling.command('herd', 'join')}` says how."
+    _print(rows, _NODES, nothing, _reasons(nodes))
     return 0
 
 

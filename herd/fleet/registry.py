@@ -284,8 +284,6 @@ class Registry:
         node = self._nodes[node_id]
         if address is not None and address != node.address:
             return
-        if node.proven:
-            self._distrust(node, now_s, after_s=FIRST_PROBE_AFTER_S)
         self._apply(node, "connect_failed", _unreachable(node, reason), now_s)
 
     def on_stale_auth(self, node_id: str, now_s: float) -> None:

@@ -448,7 +448,8 @@ class _Run:
         """A deadline, the client or the drain interrupted it."""
         if cause in ("client_gone", "client_stalled"):
             self._end_client_gone()
-            self.exchange.abort()
+            if self.exchange.started:
+                self.exchange.abort()
             return
         error = self._error_of(cause)
         if self.sent is not None:

@@ -43,5 +43,10 @@ class Policy:
     row_age_s: float = 1.0
     """Kept rows are made anew after this time at the latest: the congestion price in them decays."""
 
+    def __post_init__(self) -> None:
+        # Beyond 15 a clipped signal could let a slower node look better (docs/scheduling.md §2).
+        if not 0 < self.points <= 15:
+            raise ValueError(f"points must be more than 0 and at most 15, not {self.points}")
+
 
 DEFAULT_POLICY = Policy()

@@ -21,6 +21,15 @@ def memory(value_bytes: float | None) -> str:
     return UNKNOWN if value_bytes is None else _scaled(value_bytes, 1024, ("B", "KiB", "MiB", "GiB", "TiB"))
 
 
+def memory_share(used_bytes: float | None, total_bytes: float | None) -> str:
+    """14/32 GiB."""
+    if not total_bytes:
+        return UNKNOWN
+    used, total = memory(used_bytes), memory(total_bytes)
+    same_unit = used.split(" ")[-1] == total.split(" ")[-1]
+    return f"{used.split(' ')[0]}/{total}" if same_unit else f"{used}/{total}"
+
+
 def duration_ms(value_ms: float | None) -> str:
     if value_ms is None:
         return UNKNOWN

@@ -178,7 +178,7 @@ def _node(node: Json) -> NodeSummary:
         seen=human.ago(node.get("last_seen_s")),
         agent_version=human.text(node.get("agent_version")),
         cpu=human.percent((node.get("cpu") or {}).get("percent")),
-        memory=f"{human.memory(used_bytes)} of {human.memory(total_bytes)}" if total_bytes else human.UNKNOWN,
+        memory=human.memory_share(used_bytes, total_bytes),
         memory_ratio=min(1.0, used_bytes / total_bytes) if used_bytes is not None and total_bytes else None,
         pressure=human.text(memory.get("pressure")),
         heat=_heat(node.get("heat") or {}),
@@ -209,7 +209,7 @@ def _heat(heat: Json) -> str:
 def _gpu(gpu: Json) -> str:
     used, total = gpu.get("memory_used_bytes"), gpu.get("memory_total_bytes")
     name = gpu.get("name") or "GPU"
-    return f"{name} {human.memory(used)} of {human.memory(total)}" if total else str(name)
+    return f"{name} {human.memory_share(used, total)}" if total else str(name)
 
 
 def _backend(backend: Json) -> str:

@@ -75,6 +75,7 @@ class Backendish:
         self._scripts: dict[str, Script] = {}
         self._tasks = Tasks("scripted backend")
         self._server: asyncio.Server | None = None
+        self.port = 0
         self._writers: set[asyncio.StreamWriter] = set()
 
     def on(self, path: str, script: Script | object) -> None:
@@ -90,11 +91,7 @@ class Backendish:
 
     async def start(self, port: int = 0) -> None:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", port)
-
-    @property
-    def port(self) -> int:
-        assert self._server is not None
-        return int(self._server.sockets[0].getsockname()[1])
+        self.port = int(self._server.sockets[0].getsockname()[1])
 
     @property
     def url(self) -> str:
@@ -125,7 +122,10 @@ class Backendish:
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
                 method, path, _ = head[0].split(" ", 2)
-                headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in head[1:] if line)}
+                headers = {
+                    name.lower(): value
+                    for name, _, value in (line.partition(": ") for line in head[1:] if line)
+                }
                 body = await reader.readexactly(int(headers.get("content-length", "0")))
                 request = Request(method, path.partition("?")[0], headers, body, reader, writer)
                 self.requests.append(request)
@@ -133,7 +133,9 @@ class Backendish:
                     self.arrived.notify_all()
                 script = self._scripts.get(request.path)
                 if script is None:
-                    request.answer(404, {"error": {"message": "File Not Found", "type": "not_found_error", "code": 404}})
+                    request.answer(
+                        404, {"error": {"message": "File Not Found", "type": "not_found_error", "code": 404}}
+                    )
                 else:
                     await script(request)
                 await writer.drain()
@@ -169,14 +171,22 @@ class Line:
         with contextlib.suppress(ConnectionError):
             await self.writer.wait_closed()
 
-    def send(self, method: str, path: str, headers: dict[str, str], body: bytes = b"", length: int | None = None) -> None:
-        lines = [f"{method} {path} HTTP/1.1", "Host: x", f"Content-Length: {len(body) if length is None else length}"]
+    def send(
+        self, method: str, path: str, headers: dict[str, str], body: bytes = b"", length: int | None = None
+    ) -> None:
+        lines = [
+            f"{method} {path} HTTP/1.1",
+            "Host: x",
+            f"Content-Length: {len(body) if length is None else length}",
+        ]
         lines += [f"{name}: {value}" for name, value in headers.items()]
         self.writer.write("\r\n".join([*lines, "", ""]).encode("latin-1") + body)
 
     async def head(self) -> tuple[int, dict[str, str]]:
         lines = (await self.reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-        headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines[1:] if line)}
+        headers = {
+            name.lower(): value for name, _, value in (line.partition(": ") for line in lines[1:] if line)
+        }
         return int(lines[0].split(" ")[1]), headers
 
     async def chunk(self) -> bytes:
@@ -225,7 +235,9 @@ class House:
         )
         self.sockets = bind("127.0.0.1", 0)
         self.port = port_of(self.sockets)
-        self._server = QuietServer(asgi_endpoint(self.gateway.handle), on_stop=lambda _count: None, graceful_s=1)
+        self._server = QuietServer(
+            asgi_endpoint(self.gateway.handle), on_stop=lambda _count: None, graceful_s=1
+        )
         self._seq = 0
         self._lines: list[Line] = []
 
@@ -250,11 +262,11 @@ class House:
         self.backends.append(backend)
         return backend
 
-    def signature(self, method: str, path: str, body: bytes = b"", **changed: object) -> str:
+    def signature(self, verb: str, path: str, body: bytes = b"", **changed: object) -> str:
         self._seq += 1
         fields: dict[str, object] = {
             "direction": "call",
-            "method": method,
+            "method": verb,
             "target": path,
             "key_id": KEY_ID,
             "sender_boot": ROUTER_BOOT,

@@ -203,11 +203,13 @@ class FakeBackend:
             connection.respond(reply.status, headers, reply.body)
 
     async def _fail_before_head(self, connection: Connection, request: Request) -> bool:
-        hit = pick(self.faults, BEFORE_HEAD, request.path)
+        # a keep-alive race needs a connection that was used before: a fresh one does not count
+        kinds = BEFORE_HEAD if request.reused else BEFORE_HEAD - {"keepalive_race"}
+        hit = pick(self.faults, kinds, request.path)
         json_headers = self.dialect.headers("application/json")
         if hit("hang_before_headers"):
             await connection.hang()
-        elif hit("close_before_headers") or (hit("keepalive_race") and request.reused):
+        elif hit("close_before_headers") or hit("keepalive_race"):
             connection.close()
         elif hit("rst_before_headers"):
             connection.reset()
@@ -256,11 +258,11 @@ class FakeBackend:
         finally:
             self.counters.waiting -= waiting
 
+    def _slot_count(self, model: FakeModel) -> int:
+        return 1 if "embedding" in model.capabilities and self.kind == "ollama" else self.slots
+
     def _slots_of(self, model: FakeModel) -> asyncio.Semaphore:
-        if model.weights not in self._free:
-            slots = 1 if "embedding" in model.capabilities and self.kind == "ollama" else self.slots
-            self._free[model.weights] = asyncio.Semaphore(slots)
-        return self._free[model.weights]
+        return self._free.setdefault(model.weights, asyncio.Semaphore(self._slot_count(model)))
 
     async def _load(self, work: Generation, slow: Fault | None) -> None:
         """Strictly one load at a time; a caller who leaves throws the load away."""
@@ -282,7 +284,7 @@ class FakeBackend:
         """Waits until nothing runs on it."""
         slots, taken = self._slots_of(model), 0
         try:
-            while taken < self.slots and not (taken and slots.locked() and self.counters.live == 0):
+            for _ in range(self._slot_count(model)):
                 await slots.acquire()
                 taken += 1
         finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+import traceback
 from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple
 
@@ -112,6 +113,9 @@ class Connection(asyncio.Protocol):
                     self.close()
         except (Gone, asyncio.CancelledError, TimeoutError):
             self.close()
+        except Exception:
+            traceback.print_exc()  # a bug of the fake must be seen, not waited for
+            self.reset()
 
     async def _read_request(self, reused: bool) -> Request:
         async with asyncio.timeout(self._idle_s):

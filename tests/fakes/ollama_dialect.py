@@ -1,4 +1,4 @@
-"""The fake's Ollama: lists, show, chat, generate, embed and the OpenAI paths, in recorded shapes and words."""
+"""The fake's Ollama: lists, show, chat, generate, embed, the OpenAI paths, in recorded shapes and words."""
 
 from __future__ import annotations
 

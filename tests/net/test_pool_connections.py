@@ -60,7 +60,8 @@ async def test_a_request_carries_its_fields_and_the_pools_own_host_and_length(po
         upstream.close()
         assert server.peers[0].heads == [
             b"POST /v1/chat/completions?x=%%2F HTTP/1.1\r\nhost: 127.0.0.1:%d\r\n"
-            b"content-type: application/json\r\nx-request-id: 7\r\ncontent-length: 13\r\n\r\n" % server.origin.port
+            b"content-type: application/json\r\nx-request-id: 7\r\ncontent-length: 13\r\n\r\n"
+            % server.origin.port
         ]
 
 

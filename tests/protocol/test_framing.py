@@ -1,10 +1,11 @@
-"""Record framing: any split of the same bytes gives the same records, on recordings and on invented streams."""
+"""Record framing: any split of the same bytes gives the same records, recorded or invented."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Iterable
+from itertools import pairwise
 from time import perf_counter
 
 import pytest
@@ -55,7 +56,7 @@ def single_bytes(body: bytes) -> list[bytes]:
 
 def cut(body: bytes, places: Iterable[int]) -> list[bytes]:
     marks = [0, *sorted(place % (len(body) + 1) for place in places), len(body)]
-    return [body[a:b] for a, b in zip(marks, marks[1:], strict=False)]
+    return [body[a:b] for a, b in pairwise(marks)]
 
 
 def sse_by_the_book(body: bytes) -> list[bytes]:

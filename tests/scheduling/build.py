@@ -26,20 +26,24 @@ WORDS = frozenset({"completion"})
 OLLAMA = "ollama-11434"
 
 
+def run(ago_s: float = 0.4, first_ago_s: float | None = None) -> Running:
+    """A request in a slot: p = 1, 150 tokens of 0.02 s."""
+    first_s = None if first_ago_s is None else NOW - first_ago_s
+    return Running("r", "m", NOW - ago_s, first_s, prefill_s=1.0, out_tokens=150.0)
+
+
 def instance(
     name: str = "m",
     state: str = "hot",
     *,
-    running: int = 0,
+    running: int | tuple[Running, ...] = 0,
     names: tuple[str, ...] | None = None,
     capabilities: frozenset[str] = WORDS,
     **fields: object,
 ) -> InstanceView:
-    """`running` requests in their prefill, sent now, with p = 1 and 150 tokens each."""
+    """A number of `running` requests stands for as many that were sent 0.4 s ago."""
     shown = names or (name,)
-    ran = tuple(
-        Running(f"r-{name}-{n}", name, NOW, None, prefill_s=1.0, out_tokens=150.0) for n in range(running)
-    )
+    ran = tuple(run() for _ in range(running)) if isinstance(running, int) else running
     given: dict[str, object] = {
         "backend_id": OLLAMA,
         "backend_kind": "ollama",

@@ -1,0 +1,108 @@
+"""Targets of the contract tests: the fakes, the real llama.cpp server, and a real Ollama if there is one."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from herd_node.backends import small_model
+from herd_node.runtime.paths import default_root
+from tests.fakes.backend import FakeBackend
+from tests.fakes.contract import Target
+from tests.fakes.model import FakeModel
+
+API_KEY = "contract-key"
+
+
+@pytest.fixture(scope="session")
+def small_model_path() -> Path:
+    named = os.environ.get("HERD_TEST_MODEL")
+    if named:
+        return Path(named)
+    return asyncio.run(small_model.fetch(default_root() / "models", lambda stage, done, total: None))
+
+
+@pytest.fixture(scope="session")
+def real_llama_server(small_model_path: Path) -> Iterator[str]:
+    """The URL of the server that agents embed: 2 slots of 1,024 tokens, one thread, key `API_KEY`."""
+    config = {
+        "model": str(small_model_path),
+        "alias": small_model.MODEL_NAME,
+        "api_key": API_KEY,
+        "threads": 1,
+        "slots": 2,
+        "context_tokens": 1024,
+        "batch_tokens": 512,
+    }
+    child = subprocess.Popen(
+        [sys.executable, "-m", "herd_node.backends.embedded_server"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    assert child.stdin is not None
+    assert child.stdout is not None
+    with child:
+        child.stdin.write(json.dumps(config).encode() + b"\n")
+        child.stdin.flush()
+        yield json.loads(child.stdout.readline())["url"]
+        child.stdin.close()
+        child.wait(10)
+
+
+def client(url: str) -> httpx.AsyncClient:
+    headers = {"authorization": f"Bearer {API_KEY}"}
+    return httpx.AsyncClient(base_url=url, headers=headers, timeout=60, trust_env=False)
+
+
+def fake_llama() -> FakeBackend:
+    model = FakeModel("smollm2:135m", context_tokens=1024, loaded=True)
+    return FakeBackend(kind="llama-server", models=[model], slots=2, api_key=API_KEY)
+
+
+def fake_ollama() -> FakeBackend:
+    models = [FakeModel("smollm2:135m"), FakeModel("smol-embed:latest", capabilities=("embedding",))]
+    return FakeBackend(kind="ollama", models=models)
+
+
+@pytest.fixture(params=["fake", pytest.param("real", marks=[pytest.mark.llama, pytest.mark.slow])])
+async def llama(request: pytest.FixtureRequest) -> AsyncIterator[Target]:
+    if request.param == "real":
+        async with client(request.getfixturevalue("real_llama_server")) as http:
+            yield Target(http, small_model.MODEL_NAME, small_model.MODEL_NAME)
+        return
+    async with fake_llama() as fake, client(fake.url) as http:
+        yield Target(http, "smollm2:135m", "smollm2:135m")
+
+
+@pytest.fixture(params=["fake", pytest.param("real", marks=pytest.mark.slow)])
+async def ollama(request: pytest.FixtureRequest) -> AsyncIterator[Target]:
+    if request.param == "real":
+        host = os.environ.get("OLLAMA_HOST")
+        if not host:
+            pytest.skip("OLLAMA_HOST names no real Ollama")
+        url = host if "://" in host else f"http://{host}"
+        async with client(url) as http:
+            yield await _real_ollama(http)
+        return
+    async with fake_ollama() as fake, client(fake.url) as http:
+        yield Target(http, "smollm2:135m", "smol-embed:latest")
+
+
+async def _real_ollama(http: httpx.AsyncClient) -> Target:
+    listed = (await http.get("/api/tags")).json()["models"]
+    able = {
+        word: [model["name"] for model in listed if word in model["capabilities"]]
+        for word in ("completion", "embedding")
+    }
+    if not able["completion"]:
+        pytest.skip("the real Ollama has no model that completes")
+    return Target(http, able["completion"][0], next(iter(able["embedding"]), None))
