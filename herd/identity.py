@@ -13,6 +13,7 @@ from ipaddress import ip_address, ip_network
 from typing import Final
 
 from herd.errors import StartError
+from herd_node.protocol.names import is_node_id
 from herd_node.runtime.chance import new_hex, new_secret
 from herd_node.runtime.paths import DataDir, create_private, read_private, write_private
 
@@ -116,9 +117,15 @@ def _rendered(router: RouterFile) -> bytes:
 def _parse(data: bytes | None) -> RouterFile | None:
     try:
         fields = json.loads(data or b"")
-        router_id, urls = fields["id"], fields.get("urls") or ()
-        if not isinstance(router_id, str) or not router_id:
-            return None
-        return RouterFile(router_id, fields.get("boot"), fields.get("pid"), tuple(str(url) for url in urls))
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, RecursionError):
         return None
+    match fields:
+        case {"id": str(router_id), **rest} if is_node_id(router_id):
+            boot, pid, urls = rest.get("boot"), rest.get("pid"), rest.get("urls")
+            return RouterFile(
+                router_id,
+                boot if isinstance(boot, str) else None,
+                pid if isinstance(pid, int) else None,
+                tuple(url for url in urls if isinstance(url, str)) if isinstance(urls, list) else (),
+            )
+    return None

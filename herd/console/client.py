@@ -84,7 +84,7 @@ def get(args: argparse.Namespace, target: str) -> object:
         connection.close()
     try:
         answer = json.loads(body)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _not_a_router(args) from error
     if response.status != http.client.OK:
         raise HerdError(f"The router at {base_url(args)} answered {response.status}: {_message(answer)}.")

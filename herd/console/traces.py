@@ -177,7 +177,7 @@ def _tokens(row: Row) -> str:
 
 
 def _candidates(row: Row) -> list[str]:
-    """The eight best as a table, the chosen one starred. A node that was degraded lost its points beside the seven: that is said."""
+    """The eight best as a table, the chosen one starred; points lost beside the seven are explained."""
     candidates: Sequence[tuple[str, float, list[float]]] = row.get("candidates") or ()
     if not candidates:
         return []

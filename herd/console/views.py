@@ -131,7 +131,7 @@ def _print(
 
 
 def _reasons(nodes: Sequence[overview.NodeSummary]) -> list[str]:
-    lines = [clean(f"{node.node_id}: {node.reason}") for node in nodes if node.reason]
+    lines = [clean(f"{node.node_id}: {trouble}") for node in nodes for trouble in node.troubles]
     return ["", *lines] if lines else []
 
 

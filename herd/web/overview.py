@@ -36,6 +36,8 @@ class NodeSummary:
     heat: str
     gpu: str
     backends: str
+    troubles: tuple[str, ...]
+    """A sentence for whatever is wrong: the node's own reason first, then backends that are not ready."""
     hot: tuple[str, ...]
     models_total: int
     in_flight: int
@@ -184,6 +186,7 @@ def _node(node: Json) -> NodeSummary:
         heat=_heat(node.get("heat") or {}),
         gpu=", ".join(map(_gpu, node.get("gpus") or ())) or human.UNKNOWN,
         backends=", ".join(map(_backend, node.get("backends") or ())) or "none",
+        troubles=(*([node["reason"]] if node.get("reason") else []), *_backend_troubles(node)),
         hot=tuple(sorted(model["name"] for model in listed if model["state"] == "hot")),
         models_total=len(listed),
         in_flight=node.get("in_flight") or 0,
@@ -210,6 +213,11 @@ def _gpu(gpu: Json) -> str:
     used, total = gpu.get("memory_used_bytes"), gpu.get("memory_total_bytes")
     name = gpu.get("name") or "GPU"
     return f"{name} {human.memory_share(used, total)}" if total else str(name)
+
+
+def _backend_troubles(node: Json) -> tuple[str, ...]:
+    broken = [backend for backend in node.get("backends") or () if not backend.get("ready")]
+    return tuple(f"Backend {_backend(backend)}." for backend in broken)
 
 
 def _backend(backend: Json) -> str:

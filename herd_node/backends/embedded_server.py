@@ -40,8 +40,8 @@ def main() -> None:
         sys.stderr.flush()
         os._exit(NO_ENGINE)
     server = xllamacpp.Server(parameters(xllamacpp, config))  # returns when it listens; raises when it cannot
-    os.write(say, json.dumps({"url": server.listening_address}).encode() + b"\n")
     _stop_dying_by_signal()
+    os.write(say, json.dumps({"url": server.listening_address}).encode() + b"\n")
     while os.read(0, 4096):
         pass
     os._exit(PARENT_GONE)  # no destructors: they would wait for the answer in work

@@ -28,7 +28,7 @@ class LlamaCpp(Polled):
     _upstream_id = ""
     _extra: Facts | None = None
     _probed: tuple[str, bool] | None = None
-    _probe_again_s = float("-inf")
+    _tried: tuple[str, float] = ("", 0.0)
     _slept_at_s: float | None = None
     _slots_seen: tuple[float, int | None] = (float("-inf"), None)
 
@@ -103,6 +103,10 @@ class LlamaCpp(Polled):
         self._slots_seen = (now_s, taken)
         return taken
 
+    def _not_ready(self, reason: str, *, detect_again: bool = True) -> Reading:
+        self._probed = None  # it may come back with other flags
+        return super()._not_ready(reason, detect_again=detect_again)
+
     def _loading(self, answer: Answer) -> Reading:
         reason = error_text(answer.body) or "503 without a reason"
         reading = self._not_ready(f"llama-server at {self.url} is not ready: {reason}")
@@ -113,9 +117,10 @@ class LlamaCpp(Polled):
         """Whether it embeds: its lists never say, so one word is tried, once a model. None: not known yet."""
         if self._probed is not None and self._probed[0] == self._upstream_id:
             return self._probed[1]
-        if asleep or now_s < self._probe_again_s:
+        tried_id, tried_s = self._tried
+        if asleep or (tried_id == self._upstream_id and now_s < tried_s + PROBE_INTERVAL_S):
             return None
-        self._probe_again_s = now_s + PROBE_INTERVAL_S
+        self._tried = (self._upstream_id, now_s)
         payload = {"model": self._upstream_id, "input": "hello"}
         try:
             answer = await ask(

@@ -1,7 +1,7 @@
 """Who may speak: signatures of beats, calls and replies, replay protection, and the join token.
 
 Pure state and functions: no clock, no chance, no I/O. Every gate is asked after the mac was found good, so
-what a stranger sends changes nothing. Normative text: docs/protocol.md, "Signature" and "Joining".
+what a stranger sends changes nothing. Normative text: docs/protocol.md §2 and §5.
 """
 
 from __future__ import annotations

@@ -82,12 +82,31 @@ async def test_whether_it_embeds_is_probed_once_a_model() -> None:
         assert server.paths().count("/v1/embeddings") == 2
 
 
-async def test_a_server_without_embeddings_is_not_asked_again() -> None:
+async def test_a_server_without_embeddings_is_asked_again_only_after_it_was_gone() -> None:
     async with replaying(READY) as server, means() as given:
         backend = LlamaCpp(server.origin, given)
         await backend.poll(0.0)
         await backend.poll(1000.0)
         assert server.paths().count("/v1/embeddings") == 1
+        server.answers["/health"] = LOADING
+        await backend.poll(1005.0)
+        server.answers["/health"] = READY["/health"]
+        server.answers["/v1/embeddings"] = recorded("llamacpp/embeddings")
+        await backend.poll(1030.0)
+        assert backend.reading.models[0].capabilities == ("completion", "embedding")
+
+
+async def test_without_an_alias_it_is_called_by_its_files_stem() -> None:
+    answers = {
+        **READY,
+        "/props": recorded("llamacpp/sleeping2-props"),
+        "/v1/models": recorded("llamacpp/sleeping2-v1-models"),
+    }
+    async with replaying(answers) as server, means() as given:
+        backend = LlamaCpp(server.origin, given)
+        await backend.poll(0.0)
+    assert backend.reading.models[0].name == "smol-f16"
+    assert backend.upstream_model("smol-f16") == "/opt/models/ggufs/smol-f16.gguf"
 
 
 async def test_a_probe_that_got_no_answer_is_tried_again_later() -> None:
@@ -109,7 +128,7 @@ async def test_a_sleeping_server_is_warm_and_nothing_wakes_it() -> None:
         assert await backend.slots_taken() is None
         assert set(server.paths()) == {"/health", "/props", "/v1/models"}
     assert (reading.ready, reading.models[0].state, reading.models[0].unloaded_s_ago) == (True, "warm", 60.0)
-    assert reading.models[0].name == "smol-f16"
+    assert reading.models[0].name == "alias-two"
 
 
 async def test_busy_slots_are_asked_for_once_a_second_at_most() -> None:

@@ -15,11 +15,8 @@ import pytest
 
 from herd_node.backends import small_model
 from herd_node.runtime.paths import default_root
-from tests.fakes.backend import FakeBackend
+from tests.contract.targets import API_KEY, client, fake_llama, fake_ollama
 from tests.fakes.contract import Target
-from tests.fakes.model import FakeModel
-
-API_KEY = "contract-key"
 
 
 @pytest.fixture(scope="session")
@@ -56,21 +53,6 @@ def real_llama_server(small_model_path: Path) -> Iterator[str]:
         yield json.loads(child.stdout.readline())["url"]
         child.stdin.close()
         child.wait(10)
-
-
-def client(url: str) -> httpx.AsyncClient:
-    headers = {"authorization": f"Bearer {API_KEY}"}
-    return httpx.AsyncClient(base_url=url, headers=headers, timeout=60, trust_env=False)
-
-
-def fake_llama() -> FakeBackend:
-    model = FakeModel("smollm2:135m", context_tokens=1024, loaded=True)
-    return FakeBackend(kind="llama-server", models=[model], slots=2, api_key=API_KEY)
-
-
-def fake_ollama() -> FakeBackend:
-    models = [FakeModel("smollm2:135m"), FakeModel("smol-embed:latest", capabilities=("embedding",))]
-    return FakeBackend(kind="ollama", models=models)
 
 
 @pytest.fixture(params=["fake", pytest.param("real", marks=[pytest.mark.llama, pytest.mark.slow])])

@@ -5,11 +5,10 @@ from __future__ import annotations
 import httpx
 import pytest
 
+from tests.contract.targets import API_KEY, fake_llama
 from tests.fakes import contract
 from tests.fakes.contract import Check, Target
 from tests.fakes.recordings import recording
-
-from .conftest import API_KEY, fake_llama
 
 
 def name_of(check: Check) -> str:

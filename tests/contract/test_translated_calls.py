@@ -10,10 +10,9 @@ import pytest
 
 from herd_node.protocol.framing import Records
 from herd_node.translate import Call, ModelFacts, translate
+from tests.contract.targets import client
 from tests.fakes.contract import MESSAGES, Target, same_shape
 from tests.fakes.recordings import recording
-
-from .conftest import client
 
 NOT_OURS = ("load_duration", "context")
 GREEDY = {"temperature": 0, "seed": 1, "num_predict": 6}

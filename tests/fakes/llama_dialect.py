@@ -117,16 +117,17 @@ class OpenAIVoice:
     def _delta(self, delta: dict[str, Any]) -> bytes:
         return self._chunk([{"finish_reason": None, "index": 0, "delta": delta}])
 
-    def _chunk(self, choices: list[dict[str, Any]], **rest: object) -> bytes:
-        base = {
-            "choices": choices,
-            "created": int(datetime.now(UTC).timestamp()),
-            "id": self._id(),
-            "model": self._model,
-            "system_fingerprint": _FINGERPRINT,
-            "object": "chat.completion.chunk" if self._chat else "text_completion",
-        }
-        return sse({**base, **rest})
+    def _chunk(
+        self, choices: list[dict[str, Any]], usage: dict[str, Any] | None = None, **timings: object
+    ) -> bytes:
+        created = {"choices": choices, "created": int(datetime.now(UTC).timestamp())}
+        about = {"model": self._model, "system_fingerprint": _FINGERPRINT}
+        counts = {} if usage is None else {"usage": usage}
+        if self._chat:
+            named = {"id": self._id(), **about, "object": "chat.completion.chunk", **counts}
+        else:
+            named = {**about, "object": "text_completion", **counts, "id": self._id()}
+        return sse({**created, **named, **timings})
 
 
 class EmbeddingVoice:

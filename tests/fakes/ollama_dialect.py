@@ -43,12 +43,14 @@ def canonical(name: str) -> str:
     return short if ":" in short.rpartition("/")[2] else f"{short}:latest"
 
 
-def refuse(path: str, status: int, message: str) -> Refused:
+def refuse(path: str, status: int, message: str, *, early: bool = False) -> Refused:
+    """`early`: before the OpenAI layer of /v1 has begun; only the head and the newline differ."""
     if not path.startswith("/v1"):
         return Refused(Reply(status, JSON_UTF8, dumps({"error": message})))
     kind = {400: "invalid_request_error", 404: "not_found_error"}.get(status, "api_error")
     error = {"message": message, "type": kind, "param": None, "code": None}
-    return Refused(Reply(status, "application/json", dumps({"error": error}, newline=True)))
+    content_type = JSON_UTF8 if early else "application/json"
+    return Refused(Reply(status, content_type, dumps({"error": error}, newline=not early)))
 
 
 class NdjsonVoice:
@@ -98,7 +100,7 @@ class NdjsonVoice:
         return dumps({"model": self._model, "created_at": stamp(), **said, **rest}, newline=True)
 
     def _ending(self, usage: Usage) -> dict[str, Any]:
-        context = {} if self._chat else {"context": [1, 2, 3]}
+        context = {} if self._chat or usage.hidden else {"context": [1, 2, 3]}
         counters = {
             "total_duration": int(usage.total_s * 1e9),
             "load_duration": int(usage.load_s * 1e9) + 1000,
@@ -409,11 +411,11 @@ class EmbeddingVoice:
 def _parse(path: str, body: bytes) -> dict[str, Any]:
     struct = {"/api/chat": "ChatRequest", "/api/generate": "GenerateRequest"}.get(path, "Request")
     if not body:
-        raise refuse(path, 400, "missing request body")
+        raise refuse(path, 400, "missing request body", early=True)
     try:
         asked = orjson.loads(body)
     except orjson.JSONDecodeError:
-        raise refuse(path, 400, "unexpected EOF") from None
+        raise refuse(path, 400, "unexpected EOF", early=True) from None
     if not isinstance(asked, dict):
         raise refuse(path, 400, f"json: cannot unmarshal array into Go value of type api.{struct}")
     messages = asked.get("messages", [])
