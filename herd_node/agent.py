@@ -13,13 +13,13 @@ import asyncio
 import logging
 import socket
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from herd_node.backends import small_model
-from herd_node.backends.base import Backend, Means
+from herd_node.backends.base import Backend, Means, Owner
 from herd_node.backends.calls import control_client as backend_client
 from herd_node.backends.detect import DEFAULT_URLS, Watched
 from herd_node.backends.embedded import EmbeddedConfig, EmbeddedServer
@@ -29,6 +29,7 @@ from herd_node.discovery import RouterFinder
 from herd_node.gateway import Gateway
 from herd_node.membership import Membership
 from herd_node.net.asgi import asgi_endpoint
+from herd_node.net.pool import Origin
 from herd_node.net.server import QuietServer, port_of
 from herd_node.protocol.auth import CallGate
 from herd_node.protocol.wire import Heartbeat
@@ -65,6 +66,8 @@ class Start:
     membership: Membership
     sockets: Sequence[socket.socket]
     clock: Clock
+    owner_of: Callable[[Origin], Owner | None] = field(default_factory=lambda: PortOwners().owner_of)
+    """Sees the process behind a local port."""
 
 
 async def run(start: Start) -> None:
@@ -314,7 +317,7 @@ class Agent:
             num_parallel=surroundings.num_parallel,
             max_loaded=surroundings.max_loaded,
             gpu_count=len(self._host.gpus),
-            owner_of=PortOwners().owner_of,
+            owner_of=self._start.owner_of,
             warm=self._warm,
             on_change=self._look_again,
         )

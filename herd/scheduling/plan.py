@@ -73,7 +73,7 @@ def next_step(
     table: CostTable | None = None,
 ) -> Step:
     """What to do with one request now. `table` only saves time."""
-    moment = Moment(snapshot, policy, now_s, claims, table or CostTable())
+    moment = Moment(snapshot, policy, now_s, claims, CostTable() if table is None else table)
     return decide(request, history, moment).step
 
 
@@ -112,7 +112,7 @@ def plan_queue(
     after it was held), or a Hold that it was not in. All others go on as they are. At most one Attempt a free
     slot: an Attempt counts as running for everybody who comes after it in the same plan.
     """
-    queue = _Queue(waiting, snapshot, policy, now_s, drains, table or CostTable())
+    queue = _Queue(waiting, snapshot, policy, now_s, drains, CostTable() if table is None else table)
     for entry in sorted(waiting, key=lambda x: (x.deadline_s, x.arrival_s, x.request.request_id)):
         queue.visit(entry)
     return queue.changes, queue.drains_from_now_on()

@@ -136,6 +136,9 @@ class CostTable:
         self._max_needs = max_needs
         self._rows: dict[Needs, list[Row]] = {}
 
+    def __len__(self) -> int:
+        return len(self._rows)
+
     def rows(self, needs: Needs, snapshot: FleetSnapshot, policy: Policy, now_s: float) -> list[Row]:
         """One row a holder of the model, in the order of the snapshot."""
         old = self._rows.get(needs, [])

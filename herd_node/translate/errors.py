@@ -70,7 +70,12 @@ def error_message(body: bytes) -> str:
 
 
 def error_answer(status: int, body: bytes, path: str) -> tuple[int, bytes]:
-    """The status and the whole body of the Ollama answer to a failed upstream call."""
+    """The status and the whole body of the Ollama answer to a failed upstream call.
+
+    A success or a redirect that is here is not what was asked for: the backend's failure.
+    """
+    if status < 400:
+        return 502, orjson.dumps({"error": "the backend answered with something else than was asked for"})
     status, message = translate_error(status, body, path)
     return status, orjson.dumps({"error": message})
 

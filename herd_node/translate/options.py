@@ -8,7 +8,7 @@ from __future__ import annotations
 from herd_node.translate.base import ModelFacts, Refusal
 from herd_node.translate.fields import Json
 
-_FLOAT_DEFAULTS: dict[str, float] = {
+FLOAT_DEFAULTS: dict[str, float] = {
     "temperature": 0.8,
     "top_p": 0.9,
     "min_p": 0.0,
@@ -17,11 +17,11 @@ _FLOAT_DEFAULTS: dict[str, float] = {
     "presence_penalty": 0.0,
     "frequency_penalty": 0.0,
 }
-_INTEGER_DEFAULTS: dict[str, int] = {"top_k": 40, "repeat_last_n": 64, "seed": -1}
+INTEGER_DEFAULTS: dict[str, int] = {"top_k": 40, "repeat_last_n": 64, "seed": -1}
 
 #: Fixed when the server was started: checked for their type, as Ollama does, and otherwise without effect.
-_FIXED_INTEGERS = ("num_batch", "num_gpu", "main_gpu", "num_thread", "draft_num_predict")
-_FIXED_BOOLEANS = ("use_mmap",)
+FIXED_INTEGERS = ("num_batch", "num_gpu", "main_gpu", "num_thread", "draft_num_predict")
+FIXED_BOOLEANS = ("use_mmap",)
 
 _INT32_MAX = 2**31 - 1
 _CONTEXTS_BOUND = 10
@@ -31,12 +31,12 @@ _CONTEXTS_BOUND = 10
 def sampling_fields(options: Json, facts: ModelFacts) -> dict[str, object]:
     """The fields to put into the upstream request. Unknown options are ignored, as Ollama ignores them."""
     fields: dict[str, object] = {
-        name: _number(options, name, default) for name, default in _FLOAT_DEFAULTS.items()
+        name: _number(options, name, default) for name, default in FLOAT_DEFAULTS.items()
     }
-    for name, default in _INTEGER_DEFAULTS.items():
+    for name, default in INTEGER_DEFAULTS.items():
         fields[name] = _integer(options, name, default)
     if fields["repeat_last_n"] == -1:  # "the whole context", which llama-server does not understand
-        fields["repeat_last_n"] = facts.context_tokens or _INTEGER_DEFAULTS["repeat_last_n"]
+        fields["repeat_last_n"] = facts.context_tokens or INTEGER_DEFAULTS["repeat_last_n"]
     fields["n_keep"] = _integer(options, "num_keep", 4)
     n_predict = _bounded_length(_integer(options, "num_predict", -1), facts.context_tokens)
     if n_predict is not None:
@@ -55,9 +55,9 @@ def _bounded_length(num_predict: int, context_tokens: int | None) -> int | None:
 
 
 def _check_fixed(options: Json, facts: ModelFacts) -> None:
-    for name in _FIXED_INTEGERS:
+    for name in FIXED_INTEGERS:
         _integer(options, name, 0)
-    for name in _FIXED_BOOLEANS:
+    for name in FIXED_BOOLEANS:
         value = options.get(name)
         if value is not None and not isinstance(value, bool):
             raise Refusal(400, f'option "{name}" must be of type boolean')

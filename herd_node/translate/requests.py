@@ -24,7 +24,7 @@ CHAT_PATH = "/v1/chat/completions"
 
 _THINK_LEVELS = ("high", "medium", "low", "max")
 _THINK_CHOICES = '"high", "medium", "low", "max", true, or false'
-_FIELDS_FOR_LATER = ("raw", "suffix", "template", "context", "logprobs", "_debug_render_only")
+FIELDS_FOR_LATER = ("raw", "suffix", "template", "context", "logprobs", "_debug_render_only")
 
 
 def translate(path: str, body: bytes, facts: ModelFacts, *, wall_s: float = 0.0) -> Call | Answer:
@@ -97,7 +97,7 @@ def _common(fields: Fields, facts: ModelFacts, asked: str) -> dict[str, object]:
 def _refuse_later_fields(fields: Fields) -> None:
     if not 0 <= fields.whole_number("top_logprobs") <= 20:
         raise Refusal(400, "top_logprobs must be between 0 and 20")
-    for name in _FIELDS_FOR_LATER:
+    for name in FIELDS_FOR_LATER:
         if fields.values.get(name):
             raise Refusal(400, f'"{name}" is not supported yet on llama.cpp nodes')
 

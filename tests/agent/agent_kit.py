@@ -7,7 +7,6 @@ import contextlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from herd_node.backends.base import Backend, Means
 from herd_node.backends.calls import control_client
@@ -306,4 +305,8 @@ async def openai_backend(*models: str) -> AsyncIterator[Backendish]:
         await server.close()
 
 
-GOLDEN = Path(__file__).parent.parent / "golden"
+async def until(condition: Callable[[], bool]) -> None:
+    """For what another program does in its own time and tells nobody about; fails after 5 s."""
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0.005)

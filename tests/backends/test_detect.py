@@ -41,7 +41,9 @@ VLLM = {"/v1/models": made({"object": "list", "data": [{"id": "Qwen/Qwen3-8B", "
         pytest.param({**OLLAMA, **VLLM}, "ollama", id="ollama goes before its own /v1/models"),
         pytest.param({**LLAMA, **VLLM}, "llama-server", id="llama-server goes before its own /v1/models"),
         pytest.param({"/": recorded("ollama/root")}, None, id="the text of / is no evidence"),
-        pytest.param({**OLLAMA, "/api/version": made({"version": 1})}, None, id="a version that is no string"),
+        pytest.param(
+            {**OLLAMA, "/api/version": made({"version": 1})}, None, id="a version that is no string"
+        ),
         pytest.param({**OLLAMA, "/api/tags": made({"models": {}})}, None, id="tags without a list"),
         pytest.param({"/v1/models": made({"data": {}})}, None, id="models without a list"),
         pytest.param({"/v1/models": Answer(200, b"<html>")}, None, id="a web page"),

@@ -70,7 +70,10 @@ async def test_without_the_engine_it_says_what_to_install(tmp_path, monkeypatch)
         await clock.until_sleeping()
         reading = await server.poll(0.0)
         assert reading.reason == f"{MISSING_ENGINE}; next try in 0.5 s"
-        assert (reading.ready, [(model.name, model.state) for model in reading.models]) == (False, [("a", "cold")])
+        assert (reading.ready, [(model.name, model.state) for model in reading.models]) == (
+            False,
+            [("a", "cold")],
+        )
         assert server.upstream_model("a") is None
         await server.stop()
 
@@ -111,7 +114,7 @@ def children() -> list[psutil.Process]:
 
 
 def chat(**more: object) -> dict[str, object]:
-    return {"messages": [{"role": "user", "content": "What is the capital of France?"}], "seed": 1, **more}
+    return {"messages": [{"role": "user", "content": "Say hello."}], "temperature": 0, **more}
 
 
 @pytest.fixture
@@ -136,11 +139,11 @@ class TestRealServer:
 
             url, http = server.url, given.http
             said = await ask(
-                http, f"{url}/v1/chat/completions", headers=server.headers, payload=chat(max_tokens=12, temperature=0),
+                http, f"{url}/v1/chat/completions", headers=server.headers, payload=chat(max_tokens=12),
                 read_timeout_s=30, whole_timeout_s=30,
             )  # fmt: skip
             assert said.status == 200
-            assert "Paris" in said.fields["choices"][0]["message"]["content"]  # type: ignore[index]
+            assert "Hello" in said.fields["choices"][0]["message"]["content"]  # type: ignore[index]
             vectors = await ask(
                 http, f"{url}/v1/embeddings", headers=server.headers, payload={"input": ["one", "two"]}
             )
@@ -155,7 +158,9 @@ class TestRealServer:
             allowed = await given.http.get(f"{url}/health", headers={"origin": "https://evil.example"})
             assert allowed.headers["access-control-allow-origin"] == "http://127.0.0.1"
 
-    async def test_a_killed_child_is_started_again_and_the_reason_is_told(self, config: EmbeddedConfig) -> None:
+    async def test_a_killed_child_is_started_again_and_the_reason_is_told(
+        self, config: EmbeddedConfig
+    ) -> None:
         async with means(ManualClock()) as given, Running(config, given) as running:
             server = running.server
             before = server.headers

@@ -170,7 +170,11 @@ async def test_nonsense_is_not_ready_and_no_exception(nonsense: bytes) -> None:
     ("path", "entry", "names"),
     [
         ("/m/a.gguf", {"id": "x", "aliases": ["a", "b"]}, ("a", ("b",))),
-        ("/m/My Model.Q4.gguf", {"id": "/m/My Model.Q4.gguf", "aliases": ["/m/My Model.Q4.gguf"]}, ("My Model.Q4", ())),
+        (
+            "/m/My Model.Q4.gguf",
+            {"id": "/m/My Model.Q4.gguf", "aliases": ["/m/My Model.Q4.gguf"]},
+            ("My Model.Q4", ()),
+        ),
         ("C:\\m\\a.GGUF", {"id": "C:\\m\\a.GGUF", "aliases": []}, ("a", ())),
         ("m/a.gguf", {"id": "m/a.gguf"}, ("a", ())),
         (None, {"id": "/m/a.gguf"}, ("a", ())),
@@ -187,7 +191,9 @@ def test_two_aliases_are_name_and_alias() -> None:
     assert names_of({}, listed) == ("alias-two", ("smollm2:135m",))
 
 
-@pytest.mark.parametrize(("path", "stem"), [("/a/b.gguf", "b"), ("b", "b"), ("a\\b.GGUF", "b"), ("/a/b.bin", "b.bin")])
+@pytest.mark.parametrize(
+    ("path", "stem"), [("/a/b.gguf", "b"), ("b", "b"), ("a\\b.GGUF", "b"), ("/a/b.bin", "b.bin")]
+)
 def test_the_stem_of_a_file(path: str, stem: str) -> None:
     assert file_stem(path) == stem
 
@@ -216,7 +222,10 @@ def test_slots_that_are_no_list_are_unknown() -> None:
 
 async def test_an_openai_compatible_server_lists_names_and_excludes_nothing() -> None:
     listed = [{"id": "Qwen/Qwen3-8B", "max_model_len": 40960}, {"id": "plain"}, {"id": 7}, {"id": "a b"}]
-    async with replaying({"/v1/models": made({"object": "list", "data": listed})}) as server, means() as given:
+    async with (
+        replaying({"/v1/models": made({"object": "list", "data": listed})}) as server,
+        means() as given,
+    ):
         backend = OpenAICompatible(server.origin, given)
         reading = await backend.poll(0.0)
         server.answers["/v1/models"] = NOT_FOUND

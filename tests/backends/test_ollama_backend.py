@@ -178,7 +178,11 @@ async def test_warm_memory_survives_a_restart_of_the_agent() -> None:
 @pytest.mark.parametrize(
     ("path", "answer", "reason"),
     [
-        ("/api/ps", recorded("ollama/queue-full"), "/api/ps answers 503: server busy, please try again.  maximum"),
+        (
+            "/api/ps",
+            recorded("ollama/queue-full"),
+            "/api/ps answers 503: server busy, please try again.  maximum",
+        ),
         ("/api/tags", Answer(200, b"no json"), "/api/tags answers 200"),
         ("/api/version", Answer(404, b"404 page not found"), "/api/version answers 404"),
     ],
@@ -316,7 +320,9 @@ async def test_closing_the_agent_ends_a_load_in_progress() -> None:
 
 
 def test_equal_loads_are_equal_bytes_and_request_options_do_not_count() -> None:
-    assert pack_options({"num_ctx": 4096, "num_gpu": 0}) == pack_options({"num_gpu": 0, "num_ctx": 4096, "top_k": 3})
+    assert pack_options({"num_ctx": 4096, "num_gpu": 0}) == pack_options(
+        {"num_gpu": 0, "num_ctx": 4096, "top_k": 3}
+    )
     assert pack_options({"num_ctx": None}) == pack_options({}) == b"{}"
     assert pack_options({"shift": False}) != pack_options({})
 
@@ -326,5 +332,3 @@ async def test_ollama_loads_are_counted_by_the_environment_of_the_agent() -> Non
         assert (await Ollama(server.origin, given).poll(0.0)).max_loaded == 5
     async with replaying(ollama()) as server, means(gpu_count=2) as given:
         assert (await Ollama(server.origin, given).poll(0.0)).max_loaded == 6
-
-

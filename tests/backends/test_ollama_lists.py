@@ -133,7 +133,14 @@ def test_kv_bytes_per_token_from_the_metadata(info: dict[str, object], kv_bytes:
 
 @pytest.mark.parametrize(
     ("size", "number"),
-    [("134.52M", 134_520_000), ("8.0B", 8_000_000_000), ("70B", 70_000_000_000), ("", None), (None, None), ("?", None)],
+    [
+        ("134.52M", 134_520_000),
+        ("8.0B", 8_000_000_000),
+        ("70B", 70_000_000_000),
+        ("", None),
+        (None, None),
+        ("?", None),
+    ],
 )
 def test_parameter_sizes(size: str | None, number: int | None) -> None:
     assert parameters_of(size) == number

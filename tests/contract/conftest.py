@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import subprocess
@@ -14,17 +13,8 @@ import httpx
 import pytest
 
 from herd_node.backends import small_model
-from herd_node.runtime.paths import default_root
 from tests.contract.targets import API_KEY, client, fake_llama, fake_ollama
 from tests.fakes.contract import Target
-
-
-@pytest.fixture(scope="session")
-def small_model_path() -> Path:
-    named = os.environ.get("HERD_TEST_MODEL")
-    if named:
-        return Path(named)
-    return asyncio.run(small_model.fetch(default_root() / "models", lambda stage, done, total: None))
 
 
 @pytest.fixture(scope="session")

@@ -11,8 +11,14 @@ API_KEY = "contract-key"
 
 
 def client(url: str) -> httpx.AsyncClient:
-    headers = {"authorization": f"Bearer {API_KEY}"}
-    return httpx.AsyncClient(base_url=url, headers=headers, timeout=60, trust_env=False)
+    """No connection is used twice: llama-server closes it after a stream, although it announces otherwise."""
+    return httpx.AsyncClient(
+        base_url=url,
+        headers={"authorization": f"Bearer {API_KEY}"},
+        limits=httpx.Limits(max_keepalive_connections=0),
+        timeout=60,
+        trust_env=False,
+    )
 
 
 def fake_llama() -> FakeBackend:

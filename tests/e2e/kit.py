@@ -104,9 +104,12 @@ class Fleet:
             return False
 
     def restart_router(self) -> None:
+        self.router.close()
         self.router = self._start_router()
 
     def start_agent(self, node_id: str, *arguments: str, env: dict[str, str] | None = None) -> Program:
+        if node_id in self.agents:
+            self.agents[node_id].close()
         program = Program(
             self.folder / f"{node_id}.log",
             "herd_node",

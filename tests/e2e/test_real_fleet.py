@@ -11,7 +11,7 @@ import openai
 import pytest
 
 from tests.e2e.conftest import MODEL
-from tests.e2e.kit import Fleet
+from tests.e2e.kit import Fleet, until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.llama, pytest.mark.slow]
 
@@ -88,7 +88,8 @@ def test_the_ollama_client_lists_models_and_what_is_loaded(ollama_client: ollama
 
 
 def test_an_answer_with_a_schema_is_json(ollama_client: ollama.Client) -> None:
-    schema = {"type": "object", "properties": {"colour": {"type": "string"}}, "required": ["colour"]}
+    colour = {"type": "string", "enum": ["red", "green", "blue"]}
+    schema = {"type": "object", "properties": {"colour": colour}, "required": ["colour"]}
     answer = ollama_client.chat(
         MODEL, messages=ASK, format=schema, options={"num_predict": 60, "temperature": 0}
     )
@@ -146,8 +147,6 @@ def test_a_stream_that_the_client_leaves_frees_its_slot(real_fleet: Fleet) -> No
         model=MODEL, messages=ASK, stream=True, max_tokens=2000
     ) as stream:
         next(iter(stream))
-    from tests.e2e.kit import until
-
     until(lambda: real_fleet.get("/fleet/status")["fleet"]["requests_active"] == 0, "the slot to be free")
     newest = until(lambda: _newest(real_fleet, "client_gone"), "the trace of the client that left")
     assert newest["status"] == "client_gone"

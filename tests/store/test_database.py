@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sqlite3
 import stat
+import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -207,3 +209,26 @@ def test_reading_a_file_that_is_not_ours_says_why(path: Path, content: bytes | N
         path.write_bytes(content)
     with pytest.raises(DatabaseUnusable, match=r"latency\.db"):
         open_read_only(path)
+
+
+@pytest.mark.slow
+def test_what_a_killed_router_left_in_its_log_can_be_read_and_is_kept(path: Path) -> None:
+    program = (
+        "import os, sys, pathlib\n"
+        "from herd.store.database import Database\n"
+        "from herd.store.traces import write_batch\n"
+        "from tests.samples import trace\n"
+        "db = Database.open(pathlib.Path(sys.argv[1]), 0.0)\n"
+        "db.write_now(lambda conn: write_batch(conn, [trace()]))\n"
+        "os._exit(9)\n"
+    )
+    repository = Path(__file__).parents[2]
+    run = subprocess.run([sys.executable, "-c", program, path], cwd=repository, timeout=30, check=False)
+    assert run.returncode == 9
+    assert path.with_name("latency.db-wal").stat().st_size > 0
+    connection = open_read_only(path)
+    assert len(list_traces(connection, 9, None)) == 1
+    connection.close()
+    again = Database.open(path, WALL_S)
+    assert len(again.write_now(lambda conn: list_traces(conn, 9, None))) == 1
+    asyncio.run(again.close())

@@ -239,6 +239,12 @@ def test_an_error_body_goes_through_whole() -> None:
     assert (status, orjson.loads(body)) == (400, {"error": message})
 
 
+@pytest.mark.parametrize("status", [200, 204, 302])
+def test_an_answer_that_is_no_stream_is_the_backends_failure(status: int) -> None:
+    answered, body = reader().whole(status, b'{"choices":[]}', elapsed_s=0.1)
+    assert (answered, list(orjson.loads(body))) == (502, ["error"])
+
+
 @settings(suppress_health_check=[HealthCheck.too_slow])  # the first text builds hypothesis' character table
 @given(pieces=st.lists(st.text(), max_size=6), data=st.data())
 def test_any_text_survives_any_split_of_the_bytes(pieces: list[str], data: st.DataObject) -> None:

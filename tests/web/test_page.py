@@ -179,6 +179,7 @@ def strings(path: Path) -> Iterator[str]:
             yield found.value if isinstance(found.value, str) else found.value.decode("latin-1")
 
 
+@pytest.mark.slow
 def test_no_markup_stands_in_python() -> None:
     markup = re.compile(r"<(div|script|style|table|html|body|span|p|td|tr|li|ul|a)[\s>]", re.IGNORECASE)
     package = Path(herd.__file__).parent

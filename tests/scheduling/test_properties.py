@@ -1,0 +1,329 @@
+"""What must hold for every fleet (docs/scheduling.md §7)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from herd.fleet.snapshot import FleetSnapshot, NodeView, Running
+from herd.request import InferenceRequest
+from herd.scheduling import signals
+from herd.scheduling.eligibility import Needs, why_not
+from herd.scheduling.estimate import Ask, Cost, ask_of, cost_of, seconds
+from herd.scheduling.plan import (
+    NEW,
+    Attempt,
+    Claims,
+    CostTable,
+    History,
+    Reject,
+    Step,
+    Wait,
+    Waiting,
+    next_step,
+    plan_queue,
+)
+from herd.scheduling.policy import DEFAULT_POLICY
+from herd.scheduling.score import NO_CLAIMS, Candidate, Moment, Ranking, cost_and_card, rank
+from tests.scheduling.build import NOW, ask, fleet, instance, node
+from tests.scheduling.strategies import fleets, nodes, queues, requests, runnings, with_node
+
+pytestmark = pytest.mark.slow
+
+FEW = settings(max_examples=60)
+
+times = st.floats(0.0, 1e4)
+
+
+@st.composite
+def costs(draw: st.DrawFn) -> Cost:
+    parts = [draw(times) for _ in range(8)]
+    return Cost(*parts, 0.0, sum(parts))
+
+
+def look(
+    request: InferenceRequest, snapshot: FleetSnapshot, claims: Claims = NO_CLAIMS
+) -> tuple[Ask, Ranking]:
+    model = request.chain[0]
+    moment = Moment(snapshot, DEFAULT_POLICY, NOW, claims, CostTable())
+    asked = ask_of(request, model, snapshot, DEFAULT_POLICY)
+    needs = Needs(model, request.needs, request.wanted_context_tokens)
+    return asked, rank(needs, asked, frozenset(), moment)
+
+
+def is_clipped(values: tuple[float, ...]) -> bool:
+    return any(
+        value <= signal.best - signal.span for value, signal in zip(values, signals.RANGES, strict=True)
+    )
+
+
+@FEW
+@given(requests(), fleets())
+def test_the_order_of_totals_is_that_of_total_times_when_no_signal_clips(
+    request: InferenceRequest, snapshot: FleetSnapshot
+) -> None:
+    asked, ranking = look(request, snapshot)
+    made = [cost_and_card(x, asked, ranking, DEFAULT_POLICY, NOW) for x in ranking.best]
+    unclipped = [(cost.total, card.total) for cost, card in made if not is_clipped(card.by_signal)]
+    for (sooner_s, better), (later_s, worse) in pairwise(unclipped):
+        assert sooner_s <= later_s + 1e-9
+        assert better >= worse - 1e-6
+
+
+@FEW
+@given(st.lists(costs(), min_size=1, max_size=6), st.floats(0.1, 10.0))
+def test_points_do_not_change_when_all_seconds_are_scaled(found: list[Cost], factor: float) -> None:
+    assume(min(cost.total for cost in found) * min(1.0, factor) > signals.MIN_UNIT_S)
+
+    def points(scale: float) -> list[tuple[float, ...]]:
+        scaled = [Cost(*[part * scale for part in cost]) for cost in found]
+        unit = signals.unit_s(min(cost.total for cost in scaled))
+        fastest_s = min(cost.decode for cost in scaled)
+        return [signals.by_signal(cost, unit, fastest_s, DEFAULT_POLICY) for cost in scaled]
+
+    for values, again in zip(points(1.0), points(factor), strict=True):
+        assert values == pytest.approx(again, abs=1e-6)
+
+
+@FEW
+@given(costs(), st.floats(0.05, 1e4), times)
+def test_every_signal_stays_in_its_range(cost: Cost, unit: float, fastest_s: float) -> None:
+    values = signals.by_signal(cost, unit, fastest_s, DEFAULT_POLICY)
+    for value, signal in zip(values, signals.RANGES, strict=True):
+        assert signal.best - signal.span <= value <= signal.best
+
+
+def place(ranking: Ranking, node_id: str) -> int:
+    return [x.node_id for x in ranking.best].index(node_id)
+
+
+@FEW
+@given(requests(), fleets(), st.integers(0, 3), st.data())
+def test_a_waiting_claim_never_raises_the_rank_of_its_node(
+    request: InferenceRequest, snapshot: FleetSnapshot, before: int, data: st.DataObject
+) -> None:
+    _, ranking = look(request, snapshot)
+    assume(ranking.best)
+    chosen = data.draw(st.sampled_from(ranking.best))
+    key = (chosen.node_id, chosen.instance_key)
+    _, fewer = look(request, snapshot, Claims({key: before}))
+    _, more = look(request, snapshot, Claims({key: before + 1}))
+    assert place(more, chosen.node_id) >= place(fewer, chosen.node_id)
+
+
+@FEW
+@given(requests(), nodes("busy"), st.integers(1, 4), st.lists(runnings(), min_size=1, max_size=4))
+def test_a_free_node_never_loses_to_an_equal_busy_one(
+    request: InferenceRequest, drawn: NodeView, slots: int, running: list[Running]
+) -> None:
+    held = instance(request.chain[0], slots=max(slots, len(running)), running=tuple(running))
+    others = tuple(x for x in drawn.instances if x.key != held.key)
+    equal = {"status": "online", "paused": False, "heat": None}
+    busy = replace(drawn, instances=(replace(held, node_id="busy"), *others), **equal)
+    idle = replace(
+        drawn, node_id="free", instances=(replace(held, node_id="free", running=()), *others), **equal
+    )
+    _, ranking = look(request, fleet(busy, idle))
+    assert [x.node_id for x in ranking.best] == ["free", "busy"]
+
+
+@FEW
+@given(requests(), fleets(), st.randoms(use_true_random=False))
+def test_the_order_of_nodes_in_the_input_is_irrelevant(
+    request: InferenceRequest, snapshot: FleetSnapshot, chance
+) -> None:
+    views = list(snapshot.nodes.values())
+    chance.shuffle(views)
+    again = fleet(*views, stats=snapshot.stats, waiting=snapshot.waiting)
+    assert next_step(request, snapshot, NEW, DEFAULT_POLICY, NOW) == next_step(
+        request, again, NEW, DEFAULT_POLICY, NOW
+    )
+
+
+@FEW
+@given(requests(), fleets(), st.sets(st.sampled_from(["n0", "n1", "n2"])))
+def test_excluded_nodes_never_appear(
+    request: InferenceRequest, snapshot: FleetSnapshot, tried: set[str]
+) -> None:
+    step = next_step(request, snapshot, History(tried=frozenset(tried)), DEFAULT_POLICY, NOW)
+    if not isinstance(step, Attempt):
+        return
+    shown = {card.node_id for card in step.candidates}
+    assert not shown & ({exclusion.node_id for exclusion in step.excluded} | tried)
+    needs = Needs(step.model, request.needs, request.wanted_context_tokens)
+    for view, held in snapshot.holders[step.model]:
+        if view.node_id in shown:
+            assert why_not(view, held, needs, DEFAULT_POLICY, NOW) is None
+
+
+@FEW
+@given(requests(), fleets())
+def test_every_known_node_is_a_candidate_or_excluded_with_a_reason(
+    request: InferenceRequest, snapshot: FleetSnapshot
+) -> None:
+    step = next_step(request, snapshot, NEW, DEFAULT_POLICY, NOW)
+    if isinstance(step, Attempt):
+        shown = [card.node_id for card in step.candidates] + [x.node_id for x in step.excluded]
+        assert sorted(shown) == sorted(snapshot.nodes)
+
+
+@FEW
+@given(requests(), fleets(), st.integers(0, 3))
+def test_the_multiply_add_is_the_sum_of_the_parts(
+    request: InferenceRequest, snapshot: FleetSnapshot, claims: int
+) -> None:
+    keys = {(view.node_id, held.key): claims for view in snapshot.nodes.values() for held in view.instances}
+    asked, ranking = look(request, snapshot, Claims(keys))
+    for candidate in ranking.best:
+        cost = cost_of(candidate.where, asked, candidate.cached, NOW)
+        assert cost.total == pytest.approx(seconds(candidate.where, asked, candidate.cached, NOW))
+        assert cost.total == pytest.approx(sum(cost[:-1]))
+        assert min(cost) >= 0
+
+
+# -- kept rows -----------------------------------------------------------------------------------------------
+
+
+@FEW
+@given(fleets(), st.lists(requests(), min_size=2, max_size=4), st.data())
+def test_a_decision_is_the_same_with_kept_rows_and_without(
+    snapshot: FleetSnapshot, asked: list[InferenceRequest], data: st.DataObject
+) -> None:
+    table = CostTable()
+    for request in asked:
+        kept = next_step(request, snapshot, NEW, DEFAULT_POLICY, NOW, table=table)
+        assert kept == next_step(request, snapshot, NEW, DEFAULT_POLICY, NOW)
+        changed = data.draw(st.sampled_from(sorted(snapshot.nodes)))
+        snapshot = with_node(snapshot, data.draw(nodes(changed)))
+        waiting = data.draw(st.dictionaries(st.sampled_from(["m", "n"]), st.integers(0, 1)))
+        snapshot = replace(snapshot, waiting=waiting)
+
+
+@FEW
+@given(fleets(), requests(), st.floats(0.0, 0.999))
+def test_kept_rows_lose_at_most_one_per_cent_before_they_are_made_anew(
+    snapshot: FleetSnapshot, request: InferenceRequest, later_s: float
+) -> None:
+    table = CostTable()
+    next_step(request, snapshot, NEW, DEFAULT_POLICY, NOW, table=table)
+    kept = next_step(request, snapshot, NEW, DEFAULT_POLICY, NOW + later_s, table=table)
+    fresh = next_step(request, snapshot, NEW, DEFAULT_POLICY, NOW + later_s)
+    if isinstance(kept, Attempt) and isinstance(fresh, Attempt) and kept.model == fresh.model:
+        assert kept.cost.total <= fresh.cost.total * 1.02 + 1e-9
+
+
+@FEW
+@given(fleets(), requests(), st.floats(1.0, 1000.0))
+def test_rows_older_than_a_second_are_made_anew(
+    snapshot: FleetSnapshot, request: InferenceRequest, later_s: float
+) -> None:
+    table = CostTable()
+    next_step(request, snapshot, NEW, DEFAULT_POLICY, NOW, table=table)
+    kept = next_step(request, snapshot, NEW, DEFAULT_POLICY, NOW + later_s, table=table)
+    assert kept == next_step(request, snapshot, NEW, DEFAULT_POLICY, NOW + later_s)
+
+
+def test_a_table_does_not_grow_without_bound() -> None:
+    table = CostTable(max_needs=3)
+    snapshot = fleet(node("a", instance()))
+    for tokens in range(1, 50):
+        next_step(ask(wanted_context_tokens=tokens), snapshot, NEW, DEFAULT_POLICY, NOW, table=table)
+    assert len(table) == 3
+
+
+# -- everybody who waits -------------------------------------------------------------------------------------
+
+
+def planned(waiting: list[Waiting], snapshot: FleetSnapshot) -> list[tuple[str, Step]]:
+    return plan_queue(waiting, snapshot, DEFAULT_POLICY, NOW)[0]
+
+
+def sent(steps: list[tuple[str, Step]]) -> list[Attempt]:
+    return [step for _, step in steps if isinstance(step, Attempt)]
+
+
+@FEW
+@given(queues(), fleets(3))
+def test_at_most_one_attempt_a_free_slot(waiting: list[Waiting], snapshot: FleetSnapshot) -> None:
+    steps = planned(waiting, snapshot)
+    assert len({request_id for request_id, _ in steps}) == len(steps)
+    for view in snapshot.nodes.values():
+        for held in view.instances:
+            mine = [x for x in sent(steps) if (x.node_id, x.instance_key) == (view.node_id, held.key)]
+            slots = held.slots if held.state == "hot" else 1
+            assert len(mine) <= max(0, slots - held.taken)
+
+
+@FEW
+@given(queues(), fleets(3))
+def test_no_plan_evicts_a_busy_model(waiting: list[Waiting], snapshot: FleetSnapshot) -> None:
+    attempts = sent(planned(waiting, snapshot))
+    for view in snapshot.nodes.values():
+        here = [x for x in attempts if x.node_id == view.node_id]
+        used = {x.key for x in view.instances if x.taken} | {x.instance_key for x in here}
+        evicted = {key for x in here for key in x.evicts}
+        by_key = {x.key: x for x in view.instances}
+        loads = [x for x in here if by_key[x.instance_key].state in ("warm", "cold")]
+        assert len(loads) <= 1
+        if not loads:
+            continue
+        # What was sent before the load made a model busy; what is sent after it goes to no evicted one.
+        assert not evicted & used
+        resident = {x.key for x in view.instances if x.state in ("hot", "loading")}
+        if view.max_loaded is not None:
+            assert len(resident - evicted) + 1 <= view.max_loaded
+        assert not any(x.state == "loading" for x in view.instances)
+
+
+@FEW
+@given(queues(), fleets(3), st.randoms(use_true_random=False))
+def test_a_plan_does_not_depend_on_the_order_of_its_input(
+    waiting: list[Waiting], snapshot: FleetSnapshot, chance
+) -> None:
+    shuffled = list(waiting)
+    chance.shuffle(shuffled)
+    assert planned(waiting, snapshot) == planned(shuffled, snapshot)
+
+
+@FEW
+@given(queues(), fleets(3))
+def test_planning_again_right_away_changes_nothing_for_those_who_wait(
+    waiting: list[Waiting], snapshot: FleetSnapshot
+) -> None:
+    """Nothing was sent: the same plan again is silent."""
+    steps, drains = plan_queue(waiting, snapshot, DEFAULT_POLICY, NOW)
+    assume(not any(isinstance(step, Attempt | Reject) for _, step in steps))
+    by_id = dict(steps)
+    settled = []
+    for entry in waiting:
+        step = by_id[entry.request.request_id]
+        claim = (step.node_id, step.instance_key) if isinstance(step, Wait) else None
+        settled.append(entry._replace(held=claim is None, claim=claim))
+    assume(not drains)
+    assert plan_queue(settled, snapshot, DEFAULT_POLICY, NOW)[0] == []
+
+
+@FEW
+@given(requests(), fleets())
+def test_a_request_that_fails_everywhere_ends_within_its_attempts(
+    request: InferenceRequest, snapshot: FleetSnapshot
+) -> None:
+    history = NEW
+    for _ in range(DEFAULT_POLICY.max_attempts + 1):
+        step = next_step(request, snapshot, history, DEFAULT_POLICY, NOW)
+        if not isinstance(step, Attempt):
+            break
+        assert step.node_id not in history.tried
+        history = history._replace(
+            tried=history.tried | {step.node_id}, attempts=history.attempts + 1, model_index=step.model_index
+        )
+    assert history.attempts <= DEFAULT_POLICY.max_attempts
+    assert not isinstance(step, Attempt)
+
+
+def test_candidates_compare_by_time_then_by_last_choice_then_by_id() -> None:
+    assert Candidate._fields[:4] == ("total_s", "last_chosen_s", "node_id", "instance_key")
