@@ -75,6 +75,10 @@ class ModelNotFound(ClientError):
     status = 404
     kind = "model_not_found"
 
+    def __init__(self, message: str, *, model: str | None = None) -> None:
+        super().__init__(message)
+        self.model = model
+
 
 class NotFound(ClientError):
     """No such path, or no such thing at it."""

@@ -236,6 +236,7 @@ class Agent:
                 await self.gateway.calls.until_idle()
         except TimeoutError:
             _log.warning("%d call(s) did not finish in time and are cut.", len(self.gateway.calls))
+            self._server.force()
         self._server.stop()
 
     # -- what the loops do -----------------------------------------------------------------------------------

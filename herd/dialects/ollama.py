@@ -116,7 +116,14 @@ _READERS = {
 def error_body(error: ApiError, request_id: str | None) -> bytes:
     """`{"error": "text"}`."""
     del request_id
-    return orjson.dumps({"error": error.message})
+    return orjson.dumps({"error": _sentence(error)})
+
+
+def _sentence(error: ApiError) -> str:
+    """Clients know a missing model by Ollama's very words."""
+    if isinstance(error, ModelNotFound) and error.model is not None:
+        return f"model '{error.model}' not found"
+    return error.message
 
 
 def error_record(error: ApiError) -> bytes:

@@ -414,7 +414,7 @@ class _Run:
             await self._give_up(failure.error)
             return
         if reject.status == 404:
-            error: ApiError = ModelNotFound(reject.message)
+            error: ApiError = ModelNotFound(reject.message, model=self.request.asked[0])
         elif reject.status == 400:
             error = BadRequest(reject.message)
         else:

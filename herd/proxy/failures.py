@@ -80,7 +80,7 @@ def by_agent(word: str, node: str, model: str, text: str, retry_after_s: int | N
             error = Saturated(f"node '{node}' and this router are not in step; the next heartbeat mends it")
             return Failure(error, True, Effect.STALE, counts=False, backoff=False)
         case "no-model":
-            return Failure(ModelNotFound(f"model '{model}' not found"), True, Effect.DELIST)
+            return Failure(ModelNotFound(f"model '{model}' not found", model=model), True, Effect.DELIST)
         case "timeout":
             return Failure(UpstreamTimeout(f"the backend of node '{node}' did not answer in time"), True)
         case "reset" | "framing":
@@ -92,7 +92,7 @@ def by_agent(word: str, node: str, model: str, text: str, retry_after_s: int | N
 def by_status(status: int, node: str, model: str, text: str, retry_after_s: int | None) -> Failure:
     """A backend's own status, without content."""
     if status == 404:
-        return Failure(ModelNotFound(f"model '{model}' not found"), True, Effect.DELIST)
+        return Failure(ModelNotFound(f"model '{model}' not found", model=model), True, Effect.DELIST)
     if status == 429:
         error: ApiError = BackendRefused(429, text, retry_after_s=retry_after_s or 2)
         return Failure(error, True, Effect.BUSY, counts=False)

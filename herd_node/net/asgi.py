@@ -20,7 +20,6 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Handler = Callable[[Exchange], Awaitable[None]]
-
 _NO_BODY = (204, 304)
 _cut_on_purpose: ContextVar[bool] = ContextVar("cut_on_purpose", default=False)
 
@@ -64,19 +63,15 @@ class AsgiExchange:
         target: bytes = scope["raw_path"] + b"?" + query if query else scope["raw_path"]
         self.target = target.decode("latin-1")
         self.headers: Headers = scope["headers"]
-        client = scope.get("client")
-        self.peer: str = client[0].removeprefix("::ffff:") if client else ""
+        self.peer: str = (scope.get("client") or ("",))[0].removeprefix("::ffff:")
         length = self.header(b"content-length")
-        self.content_length = int(length) if length is not None else None
-        self.started = False
-        self.gone = False
-        self.cut = False
+        self.content_length = None if length is None else int(length)
+        self.started = self.gone = self.cut = False
         self._receive = receive
         self._send = send
         self._watchers = watchers
         self._watcher: asyncio.Task[None] | None = None
-        self._callbacks: list[Callable[[], None]] = []
-        self._ended = False
+        self._callbacks, self._ended = list[Callable[[], None]](), False
 
     def header(self, name: bytes) -> bytes | None:
         return next((value for key, value in self.headers if key == name), None)
@@ -85,8 +80,7 @@ class AsgiExchange:
         if self.content_length is not None and self.content_length > limit_bytes:
             raise BodyTooLarge(limit_bytes)
         pieces: list[bytes] = []
-        size_bytes = 0
-        more = True
+        size_bytes, more = 0, True
         while more:
             message = await self._receive()
             if message["type"] == "http.disconnect":

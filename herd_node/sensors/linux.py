@@ -16,7 +16,7 @@ from herd_node.sensors.pressure import memory_of
 #: hwmon drivers that measure the processor.
 CPU_DRIVERS = frozenset({"coretemp", "k10temp", "zenpower", "cpu_thermal", "soc_thermal"})
 #: Thermal zones of the processor; `acpitz` (often a fixed number) only where nothing else speaks.
-CPU_ZONE = re.compile(r"cpu|soc|pkg|core|cluster", re.IGNORECASE)
+CPU_ZONE = re.compile(r"cpu|soc|pkg|package|core|cluster", re.IGNORECASE)
 LAST_RESORT_ZONE = "acpitz"
 #: The sensor that stands for all the cores of a package; where it is, the cores need not be read.
 PACKAGE_LABEL = re.compile(r"Package id|Tctl|Tdie", re.IGNORECASE)

@@ -81,8 +81,8 @@ class Replaying:
             answer = self.answers.get(asked.path, NOT_FOUND)
             if not isinstance(answer, Answer):
                 answer = await answer(asked)
-            head = f"HTTP/1.1 {answer.status} X\r\nContent-Length: {len(answer.body)}\r\nConnection: close\r\n\r\n"
-            writer.write(head.encode() + answer.body)
+            head = f"HTTP/1.1 {answer.status} X\r\nContent-Length: {len(answer.body)}\r\n"
+            writer.write(head.encode() + b"Connection: close\r\n\r\n" + answer.body)
             await writer.drain()
         finally:
             self.open -= 1

@@ -48,11 +48,11 @@ SHOWN = {
 }
 
 
-def entries(ps: str, *, shown=SHOWN, runners=None, loading=(), rule=SlotRule(), has_gpu=False, wall_s=0.0):
+def entries(ps: str, *, shown=SHOWN, runners=None, loading=(), has_gpu=False, wall_s=0.0):
     seen = Seen(
         tags=TAGS, loaded=parse_ps(body(ps)), shown=shown, runners=runners, loading=loading, wall_s=wall_s
     )
-    return {model.name: model for model in models_of("ollama-11434", seen, rule, has_gpu=has_gpu)}
+    return {model.name: model for model in models_of("ollama-11434", seen, SlotRule(), has_gpu=has_gpu)}
 
 
 def test_the_recorded_tags_give_names_sizes_and_contexts() -> None:

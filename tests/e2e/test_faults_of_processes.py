@@ -17,6 +17,8 @@ pytestmark = [pytest.mark.e2e, pytest.mark.llama, pytest.mark.slow]
 #: Some seconds of prefill on one thread, so that the answer has not begun when the plug is pulled.
 LONG = [{"role": "user", "content": "List the words in this text. " + "apple river stone cloud " * 120}]
 
+_GENERATE = {"model": MODEL, "prompt": "One", "stream": False, "options": {"num_predict": 4}}
+
 
 @pytest.fixture
 def fleet(tmp_path: Path, small_model_path: Path):
@@ -73,7 +75,7 @@ def test_the_router_ends_cleanly_and_its_nodes_find_it_again(fleet: Fleet) -> No
     assert fleet.router.stop() == 0
     fleet.restart_router()
     fleet.until_online("a", "b", model=MODEL)
-    status, _, _ = fleet.post("/api/generate", {"model": MODEL, "prompt": "One", "stream": False})
+    status, _, _ = fleet.post("/api/generate", _GENERATE)
     assert status == 200
 
 

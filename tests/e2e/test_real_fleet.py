@@ -41,9 +41,7 @@ def test_the_openai_client_streams_a_chat(openai_client: openai.OpenAI) -> None:
 
 
 def test_the_openai_client_gets_a_whole_chat_and_sees_who_served_it(openai_client: openai.OpenAI) -> None:
-    answer = openai_client.chat.completions.with_raw_response.create(
-        model=MODEL, messages=ASK, max_tokens=8
-    )
+    answer = openai_client.chat.completions.with_raw_response.create(model=MODEL, messages=ASK, max_tokens=8)
     assert answer.parse().choices[0].message.content
     assert answer.headers["x-fleet-node"] in ("a", "b")
     assert answer.headers["x-fleet-model"] == MODEL
@@ -143,9 +141,10 @@ def test_the_two_statements_of_the_documentation_run_in_sqlite3(real_fleet: Flee
 
 def test_a_stream_that_the_client_leaves_frees_its_slot(real_fleet: Fleet) -> None:
     client = openai.OpenAI(base_url=f"{real_fleet.url}/v1", api_key="none", max_retries=0)
-    with client, client.chat.completions.create(
-        model=MODEL, messages=ASK, stream=True, max_tokens=2000
-    ) as stream:
+    with (
+        client,
+        client.chat.completions.create(model=MODEL, messages=ASK, stream=True, max_tokens=2000) as stream,
+    ):
         next(iter(stream))
     until(lambda: real_fleet.get("/fleet/status")["fleet"]["requests_active"] == 0, "the slot to be free")
     newest = until(lambda: _newest(real_fleet, "client_gone"), "the trace of the client that left")

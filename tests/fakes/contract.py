@@ -153,6 +153,9 @@ async def ollama_embeds(target: Target) -> None:
     assert len(two.json()["embeddings"]) == 2
     old = await post(target, "/api/embeddings", model=target.embedding_model, prompt="hello")
     same_shape(old.json(), orjson.loads(recording("ollama/embeddings").body))
+    openai = await post(target, "/v1/embeddings", model=target.embedding_model, input="hello")
+    same_head(openai, recording("ollama/v1-embeddings"))
+    same_shape(openai.json(), orjson.loads(recording("ollama/v1-embeddings").body))
     none = await post(target, "/api/embed", model=target.embedding_model, input=[])
     assert none.json() == {"model": target.embedding_model, "embeddings": []}
 
@@ -214,10 +217,12 @@ async def ollama_speaks_openai(target: Target) -> None:
 
 
 async def ollama_knows_no_other_path(target: Target) -> None:
-    unknown = await target.http.get("/api/nothing")
-    assert (unknown.status_code, unknown.text) == (404, "404 page not found")
-    wrong = await target.http.get("/api/chat")
-    assert (wrong.status_code, wrong.text) == (405, "405 method not allowed")
+    for name in ("err-unknown-path", "err-wrong-method"):
+        recorded = recording(f"ollama/{name}")
+        method, path = recorded.request_head.decode().split()[:2]
+        answer = await target.http.request(method, path)
+        same_head(answer, recorded)
+        assert (answer.content, answer.headers.get("allow")) == (recorded.body, recorded.headers.get("allow"))
 
 
 async def ollama_refuses_a_strangers_host_and_origin(target: Target) -> None:

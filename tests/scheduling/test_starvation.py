@@ -1,4 +1,4 @@
-"""No model with waiting requests is left unserved beyond 120 s plus the drain time (docs/scheduling.md §4, §7)."""
+"""No model with waiting requests is left unserved beyond 120 s plus the drain time (docs/scheduling.md)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def stream(model: str, every_s: float, tokens: int, until_s: float) -> list[tupl
 
 
 def one_busy_node(policy: Policy) -> Sim:
-    """`x` is asked for without end, two at a time; one request for `m` comes after 10 s. There is room for one."""
+    """`x` is asked for without end, two at a time; `m` once, after 10 s. There is room for one model."""
     view = node("a", instance("x", slots=2), instance("m", "cold"), max_loaded=1)
     arrivals = [*stream("x", 2.1, 150, 300.0), (10.0, "m", 150)]
     return Sim({"a": view}, arrivals, policy, 300.0).run()

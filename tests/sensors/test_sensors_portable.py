@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from herd_node.protocol.wire import Disk, Gpu, Heat, Memory
+from herd_node.runtime.logs import forget
 from herd_node.sensors import Sensors, portable
 from herd_node.sensors.gpu import NvidiaGpus, throttle_words
 from herd_node.sensors.linux import LinuxSensors
@@ -88,6 +89,8 @@ class Unreadable(LinuxSensors):
 
 
 def test_a_failing_sensor_is_unknown_and_logged_once(tmp_path: Path, caplog) -> None:
+    for what in ("memory", "heat"):
+        forget(logging.getLogger("herd_node.sensors"), what)
     sensors = Sensors(tmp_path, linux=Unreadable(tmp_path))
     with caplog.at_level(logging.INFO):
         first, second = sensors.read(), sensors.read()
@@ -112,36 +115,36 @@ class Cards:
         self.driver = driver
         self.shut_down = False
 
-    def nvmlInit(self) -> None:  # noqa: N802
+    def nvmlInit(self) -> None:
         if not self.driver:
             raise NvmlError("Driver Not Loaded")
 
-    def nvmlShutdown(self) -> None:  # noqa: N802
+    def nvmlShutdown(self) -> None:
         self.shut_down = True
 
-    def nvmlDeviceGetCount(self) -> int:  # noqa: N802
+    def nvmlDeviceGetCount(self) -> int:
         return 2
 
-    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:  # noqa: N802
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:
         return index
 
-    def nvmlDeviceGetName(self, handle: int) -> str | bytes:  # noqa: N802
+    def nvmlDeviceGetName(self, handle: int) -> str | bytes:
         return ["NVIDIA GeForce RTX 4090", b"Tesla M40"][handle]
 
-    def nvmlDeviceGetMemoryInfo(self, handle: int) -> SimpleNamespace:  # noqa: N802
+    def nvmlDeviceGetMemoryInfo(self, handle: int) -> SimpleNamespace:
         return SimpleNamespace(total=24 * GIB, used=3 * GIB)
 
-    def nvmlDeviceGetUtilizationRates(self, handle: int) -> SimpleNamespace:  # noqa: N802
+    def nvmlDeviceGetUtilizationRates(self, handle: int) -> SimpleNamespace:
         return self._only_first(handle, SimpleNamespace(gpu=41))
 
-    def nvmlDeviceGetTemperature(self, handle: int, sensor: int) -> int:  # noqa: N802
+    def nvmlDeviceGetTemperature(self, handle: int, sensor: int) -> int:
         assert sensor == 0
         return 61
 
-    def nvmlDeviceGetPowerUsage(self, handle: int) -> int:  # noqa: N802
+    def nvmlDeviceGetPowerUsage(self, handle: int) -> int:
         return self._only_first(handle, 212500)
 
-    def nvmlDeviceGetCurrentClocksThrottleReasons(self, handle: int) -> int:  # noqa: N802
+    def nvmlDeviceGetCurrentClocksThrottleReasons(self, handle: int) -> int:
         return self._only_first(handle, 0x24)
 
     @staticmethod
@@ -154,18 +157,25 @@ class Cards:
 def test_each_card_tells_what_it_can() -> None:
     first, second = NvidiaGpus(Cards()).read()
     assert first == Gpu(
-        name="NVIDIA GeForce RTX 4090", vendor="nvidia", memory_total_bytes=24 * GIB, memory_used_bytes=3 * GIB,
-        utilisation_percent=41.0, temperature_c=61.0, power_w=212.5, throttle=("power-cap", "thermal"),
-    )  # fmt: skip
+        name="NVIDIA GeForce RTX 4090",
+        vendor="nvidia",
+        memory_total_bytes=24 * GIB,
+        memory_used_bytes=3 * GIB,
+        utilisation_percent=41.0,
+        temperature_c=61.0,
+        power_w=212.5,
+        throttle=("power-cap", "thermal"),
+    )
     assert (second.name, second.memory_total_bytes, second.temperature_c) == ("Tesla M40", 24 * GIB, 61.0)
     assert (second.utilisation_percent, second.power_w, second.throttle) == (None, None, ())
 
 
 def test_without_a_driver_there_are_no_gpus_and_it_is_said_once(caplog) -> None:
+    forget(logging.getLogger("herd_node.sensors.gpu"), "nvml")
     gpus = NvidiaGpus(Cards(driver=False))
     with caplog.at_level(logging.INFO):
         assert (gpus.read(), gpus.read()) == ((), ())
-    assert len([record for record in caplog.records if "no NVIDIA GPU" in record.getMessage()]) <= 1
+    assert len([record for record in caplog.records if "no NVIDIA GPU" in record.getMessage()]) == 1
 
 
 def test_closing_gives_the_driver_back() -> None:

@@ -132,6 +132,7 @@ def test_a_failed_embedding_says_why(name: str, status: int, message: str) -> No
         ("embeddings-too-long", 400),
         ("embeddings-not-enabled", 400),
         ("err-bad-type", 400),
+        ("err-bad-schema", 400),
         ("err-ctx-exceeded", 400),
         ("chat-loading-503", 503),
         ("err-404", 404),
