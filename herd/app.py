@@ -86,9 +86,13 @@ class Router:
 
     def open(self) -> None:
         """Lock the data folder and take the port. Raises StartError with one sentence."""
-        self.data_dir.ensure()
-        if not self._lock.acquire():
-            folder = self.data_dir.root
+        folder = self.data_dir.root
+        try:
+            self.data_dir.ensure()
+            free = self._lock.acquire()
+        except OSError as error:
+            raise StartError(f"The data folder {folder} cannot be used: {error.strerror or error}.") from error
+        if not free:
             raise StartError(f"A router already runs on {folder}; stop it, or use another --data-dir.")
         try:
             self._sockets = bind(self.settings.host, self.settings.port)

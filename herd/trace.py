@@ -39,7 +39,7 @@ class Exclusion(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """One attempt, started or ended (docs/traces.md). Times in `_ms` are durations; `timestamp` is wall time."""
+    """One attempt, started or ended (docs/traces.md). `_ms` are durations, `timestamp` is wall time."""
 
     request_id: str
     attempt: int

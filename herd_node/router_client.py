@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -159,7 +159,7 @@ class RouterClient:
         credential = (fresh or candidates)[0]
         # 2. each address, the one that worked last first
         outcome: Outcome | None = None
-        for url in self._urls(credential):
+        for url in self._urls(credential, candidates):
             outcome = await self._try(url, credential)
             if not isinstance(outcome, Unreached):
                 break
@@ -169,11 +169,13 @@ class RouterClient:
         self._conclude(outcome, credential)
         return outcome
 
-    def _urls(self, credential: Credential) -> tuple[str, ...]:
+    def _urls(self, credential: Credential, candidates: Sequence[Credential]) -> tuple[str, ...]:
+        """Where to try, the address that worked last first."""
         if self._link.router_url:
             return (self._link.router_url,)
+        same = [one for one in candidates if one.router_id == credential.router_id is not None]
         found = self._link.finder.urls_of(credential.router_id) if credential.router_id else ()
-        known = (*credential.urls, *found)
+        known = (*credential.urls, *(url for one in same for url in one.urls), *found)
         first = (self._good_url,) if self._good_url in known else ()
         return tuple(dict.fromkeys((*first, *known)))
 

@@ -1,6 +1,7 @@
 """What every dialect has in common: the row of functions, the reading of JSON, and the watch over a stream.
 
-The watch never parses a record twice, and only the first content record and the last few at all.
+Nothing here trusts a backend: whatever it sends, the worst that comes of it is an `Ending` that says so. The
+watch parses the first content record, the last few, and those that might be an error or the end; no others.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import orjson
 from herd.errors import ApiError, BadRequest
 from herd.request import PrefixMark
 from herd_node.protocol import jsonedit, names
-from herd_node.protocol.framing import FramingError, Records
+from herd_node.protocol.framing import MAX_RECORD_BYTES, FramingError, Records
 from herd_node.protocol.routes import Route
 
 #: Bytes of text a token, and what an image costs (docs/scheduling.md §1).
@@ -81,6 +82,8 @@ class Dialect(NamedTuple):
     name: str
     framing: Literal["sse", "ndjson"]
     stream_type: bytes
+    marks: tuple[bytes, ...]
+    """A record after the first content that holds none of these is content, unread."""
     parse: Callable[[Route, bytes], Parsed]
     error_body: Callable[[ApiError, str | None], bytes]
     error_record: Callable[[ApiError], bytes]
@@ -96,87 +99,147 @@ class StreamWatch:
     """Watches one answer's records go by. `feed` returns the bytes that may go on: whole records only.
 
     A record cut by a chunk border is kept until it is whole, so that an error record can follow at any time.
+    What comes behind the end mark is dropped: an answer has one end.
     """
 
     def __init__(self, dialect: Dialect) -> None:
         self._dialect = dialect
         self._records = Records(dialect.framing)
-        self._held = b""
-        self.last: deque[bytes] = deque(maxlen=3)
+        self._held: list[bytes] = []
+        self._ending: Ending | None = None
+        self.last: deque[bytes] = deque(maxlen=4)
         self.content_seen = False
         self.ended = False
+        """The end mark has come, and the answer is complete."""
         self.failed: Verdict | None = None
 
     def feed(self, chunk: bytes) -> bytes:
         """Take what came; return what may be forwarded. Sets `content_seen`, `ended`, `failed`."""
-        if self.failed is not None:
+        if self.failed is not None or self.ended:
             return b""
         try:
             payloads = self._records.feed(chunk)
+            if len(chunk) > MAX_RECORD_BYTES:
+                self._records.feed(b"")  # a record of this very chunk may have been too long
         except FramingError:
             self.failed = Verdict.MALFORMED
             return b""
         for index, payload in enumerate(payloads):
             if not self._look_at(payload):
-                return b"".join(map(self._dialect.frame, payloads[:index]))
-        pending = self._records.pending
-        if not pending and not self._held:
+                return self._framed(payloads[:index])
+            if self.ended and (index + 1 < len(payloads) or self._records.pending):
+                return self._framed(payloads[: index + 1])
+        return self._whole_records(chunk, bool(payloads))
+
+    def _framed(self, payloads: Sequence[bytes]) -> bytes:
+        """Of the last chunk only some records may go on: they are written anew."""
+        self._held.clear()
+        return b"".join(map(self._dialect.frame, payloads))
+
+    def _whole_records(self, chunk: bytes, some_ended: bool) -> bytes:
+        """The bytes up to the last record's end; the rest is held."""
+        pending, held = self._records.pending, self._held
+        if not pending and not held:
             return chunk
-        joined = self._held + chunk
+        held.append(chunk)
+        if pending and not some_ended:
+            return b""
+        joined = b"".join(held)
         cut = len(joined) - pending
-        self._held = joined[cut:]
+        if pending and self._dialect.framing == "sse" and b"\r" in joined:
+            cut = _behind_last_blank_line(joined)  # `pending` counts a CRLF as one
+        self._held = [joined[cut:]] if cut < len(joined) else []
         return joined[:cut]
 
     def _look_at(self, payload: bytes) -> bool:
+        """Whether the record may go on."""
         self.last.append(payload)
-        shape = _shape(payload)
-        if shape is None:
-            if not self.content_seen:
-                verdict = self._dialect.judge(payload)
-                self.content_seen = verdict in (Verdict.CONTENT, Verdict.END)
-                if verdict in (Verdict.ERROR, Verdict.MALFORMED):
-                    self.failed = verdict
-                    return False
-            return True
-        if shape is Verdict.END:
+        verdict = self._verdict(payload)
+        if verdict is Verdict.CONTENT:
+            self.content_seen = True
+        elif verdict is Verdict.END:
+            self._ending = self._dialect.ending(tuple(self.last))
+            if self._ending.how != "complete":
+                self.failed = Verdict.MALFORMED
+                return False
             self.content_seen = self.ended = True
-            return True
-        self.failed = shape
-        return False
+        elif verdict is not Verdict.SILENT:
+            self.failed = verdict
+            return False
+        return True
+
+    def _verdict(self, payload: bytes) -> Verdict:
+        if self.content_seen and payload[:1] == b"{" and payload[-1:] == b"}":
+            for mark in self._dialect.marks:
+                if mark in payload:
+                    break
+            else:
+                return Verdict.CONTENT
+        return self._dialect.judge(payload)
 
     def finish(self) -> tuple[bytes, Ending]:
         """The body ended properly: what is left to forward, and how the answer ended."""
-        rest = self._records.rest()
         tail = b""
-        if rest and self.failed is None and self._dialect.framing == "ndjson" and self._look_at(rest):
-            tail = rest + b"\n"
+        if self.failed is None and not self.ended:
+            rest = self._records.rest()
+            if rest and self._look_at(rest):
+                tail = self._dialect.frame(rest)
         if self.failed is not None:
             return tail, self.failure()
-        return tail, self._dialect.ending(tuple(self.last))
+        return tail, self._ending or self._dialect.ending(tuple(self.last))
 
     def failure(self) -> Ending:
         """What the failed record says, for the caller and the trace."""
         if self.failed is Verdict.ERROR and self.last:
             return Ending("error", message=error_text(self.last[-1]))
-        return Ending("error", message="the node sent a record that cannot be read")
+        if self._ending is not None:
+            return Ending("error", message=self._ending.message or "the node ended its answer too early")
+        return Ending("error", message=UNREADABLE)
 
 
-def _shape(payload: bytes) -> Verdict | None:
-    """A look at the ends of a record only; None means an ordinary object."""
-    if payload[:1] == b"{" and payload[-1:] == b"}":
-        return Verdict.ERROR if payload.startswith((b'{"error"', b'{ "error"')) else None
-    if payload == b"[DONE]":
-        return Verdict.END
-    return Verdict.MALFORMED
+UNREADABLE = "the node sent a record that cannot be read"
+
+
+def _behind_last_blank_line(data: bytes) -> int:
+    """Where the first SSE event begins that has not ended. LF, CR and CRLF end lines."""
+    at = max(data.rfind(b"\n\n"), data.rfind(b"\r\r"), data.rfind(b"\n\r")) + 2
+    if at < 2:
+        return 0
+    return at + 1 if data[at - 1 : at + 1] == b"\r\n" else at
+
+
+def read_record(payload: bytes) -> dict[str, Any] | None:
+    """One record as an object; None when it is none."""
+    try:
+        value = orjson.loads(payload)
+    except orjson.JSONDecodeError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def mapping(value: object) -> dict[str, Any]:
+    """A backend's object, or an empty one where it sent something else."""
+    return value if isinstance(value, dict) else {}
+
+
+def count(value: object) -> int | None:
+    """A backend's counter, or None where it sent something else."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
+
+def milliseconds(value: object, scale: float = 1.0) -> float | None:
+    """A backend's duration, or None where it sent something else."""
+    if not isinstance(value, int | float) or isinstance(value, bool) or value < 0:
+        return None
+    return value * scale
 
 
 def error_text(payload: bytes) -> str:
     """The sentence inside a backend's error object, of whatever dialect."""
-    try:
-        value = orjson.loads(payload)
-    except orjson.JSONDecodeError:
+    value = read_record(payload)
+    if value is None:
         return payload[:300].decode("utf-8", "replace")
-    error = value.get("error") if isinstance(value, dict) else None
+    error = value.get("error") or value.get("message")
     if isinstance(error, dict):
         error = error.get("message")
     return str(error)[:2000] if error else "the node reported an error without a text"
@@ -308,7 +371,10 @@ class Prompt:
 
     def value(self, value: object) -> None:
         """JSON that counts as text: tools, schemas, tool calls."""
-        self.text(orjson.dumps(value).decode())
+        try:
+            self.text(orjson.dumps(value).decode())
+        except TypeError as error:  # it reads 1,024 levels and writes 254
+            raise BadRequest("the request is nested too deeply") from error
 
     def image(self, reference: str) -> None:
         """One image; its data is hashed at both ends only."""

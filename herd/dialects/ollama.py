@@ -16,7 +16,7 @@ from herd_node.protocol.routes import Route
 def parse(route: Route, body: bytes) -> Parsed:
     """Read the head of a request. Raises BadRequest (or ModelNotFound, as Ollama does) with one sentence."""
     value = base.read_object(body)
-    key = "name" if route.kind == "show" and value.get("model") is None and "name" in value else "model"
+    key = _key_of_model(route, value)
     asked = base.model_names(value, key, _missing_model(route))
     span = base.model_span(body, key)
     stream = base.optional(value, "stream", bool, "a boolean")
@@ -42,6 +42,13 @@ def parse(route: Route, body: bytes) -> Parsed:
         tags=base.tags_of(value),
         model_span=span,
     )
+
+
+def _key_of_model(route: Route, value: dict[str, Any]) -> str:
+    """`model`, or the old `name` of show where there is no `model`: in any case, because Ollama reads `MODEL`."""
+    if route.kind != "show" or "name" not in value or value.get("model") is not None:
+        return "model"
+    return "model" if any(key != "model" and key.casefold() == "model" for key in value) else "name"
 
 
 def _missing_model(route: Route) -> ApiError:
@@ -132,15 +139,14 @@ def error_record(error: ApiError) -> bytes:
 
 
 def judge(payload: bytes) -> Verdict:
-    """What a line is, before content was seen."""
-    try:
-        value = orjson.loads(payload)
-    except orjson.JSONDecodeError:
+    """What a line is."""
+    value = base.read_record(payload)
+    if value is None:
         return Verdict.MALFORMED
     if value.get("error"):
         return Verdict.ERROR
-    if value.get("done"):
-        return Verdict.CONTENT
+    if value.get("done") is True:
+        return Verdict.END
     message = value.get("message")
     source = message if isinstance(message, dict) else value
     spoke = any(source.get(key) for key in ("content", "thinking", "tool_calls", "response"))
@@ -148,43 +154,42 @@ def judge(payload: bytes) -> Verdict:
 
 
 def ending(last: Sequence[bytes]) -> Ending:
-    """How a stream ended: complete means a line with `done: true`. Lines after it are ignored."""
-    values = [orjson.loads(payload) for payload in last]
-    for value in reversed(values):
-        if value.get("done"):
-            return _counted("complete", value)
-    return Ending("repeat_abort" if values else "truncated")
+    """How a stream ended: complete means a line with `done: true`."""
+    if not last:
+        return Ending("truncated")
+    value = base.read_record(last[-1])
+    if value is None:
+        return Ending("error", message=base.UNREADABLE)
+    if value.get("done") is True:
+        return _counted("complete", value)
+    return Ending("repeat_abort")
 
 
 def _counted(how: How, value: dict[str, Any]) -> Ending:
-    def milliseconds(key: str) -> float | None:
-        nanoseconds = value.get(key)
-        return nanoseconds / 1e6 if isinstance(nanoseconds, int | float) else None
-
-    reason = value.get("done_reason") or None
-    completion = value.get("eval_count")
-    if completion is None and reason not in ("load", "unload", None):
+    reason = value.get("done_reason")
+    reason = reason if isinstance(reason, str) and reason else None
+    completion = base.count(value.get("eval_count"))
+    prompt = base.count(value.get("prompt_eval_count"))
+    counted = prompt is not None or "total_duration" in value
+    if completion is None and counted and reason not in ("load", "unload", None):
         completion = 0  # Ollama leaves zero counters out
     return Ending(
         how,
         reason,
-        prompt_tokens=value.get("prompt_eval_count"),
+        prompt_tokens=prompt,
         completion_tokens=completion,
-        prefill_ms=milliseconds("prompt_eval_duration"),
-        decode_ms=milliseconds("eval_duration"),
-        load_ms=milliseconds("load_duration"),
+        prefill_ms=base.milliseconds(value.get("prompt_eval_duration"), 1e-6),
+        decode_ms=base.milliseconds(value.get("eval_duration"), 1e-6),
+        load_ms=base.milliseconds(value.get("load_duration"), 1e-6),
         no_output=completion == 0,
     )
 
 
 def whole(route: Route, body: bytes) -> Ending:
     """How a non-streaming answer ended. `done: false` is Ollama's stop on a repeated token."""
-    try:
-        value = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        return Ending("truncated", message="the node's answer is not valid JSON")
-    if not isinstance(value, dict):
-        return Ending("truncated", message="the node's answer is not an object")
+    value = base.read_record(body)
+    if value is None:
+        return Ending("truncated", message="the node's answer is not a JSON object")
     if value.get("error"):
         return Ending("error", message=base.error_text(body))
     if route.kind == "show":
@@ -201,7 +206,7 @@ def whole(route: Route, body: bytes) -> Ending:
 
 def proper_end(last: Sequence[bytes]) -> bytes:
     """A done line made after the last line that came."""
-    value = orjson.loads(last[-1])
+    value = base.mapping(base.read_record(last[-1]))
     final: dict[str, object] = {"model": value.get("model"), "created_at": value.get("created_at")}
     if "message" in value:
         final["message"] = {"role": "assistant", "content": ""}
@@ -219,6 +224,7 @@ OLLAMA = Dialect(
     "ollama",
     "ndjson",
     b"application/x-ndjson",
+    (b'"error"', b'"done":true', b'"done": true'),
     parse,
     error_body,
     error_record,

@@ -12,6 +12,10 @@ from herd.dialects.base import Dialect, Ending, How, Parsed, Prompt, Verdict
 from herd.errors import ApiError, BadRequest
 from herd_node.protocol.routes import Route
 
+_DONE = b"[DONE]"
+#: What the records of a stream are called.
+_CHUNKS = ("chat.completion.chunk", "text_completion")
+
 #: kind of error -> (type, code); the status is the error's own.
 _ERRORS: dict[str, tuple[str, str | None]] = {
     "bad_request": ("invalid_request_error", None),
@@ -104,7 +108,7 @@ def _read_completion(value: dict[str, Any], prompt: Prompt) -> None:
     if isinstance(text, str):
         prompt.blocks(text)
     else:
-        prompt.value(text)
+        _read_list(text, "prompt", prompt)
     suffix = base.optional(value, "suffix", str, "a string")
     if suffix:
         prompt.text(suffix)
@@ -116,13 +120,25 @@ def _read_embedding(value: dict[str, Any], prompt: Prompt) -> None:
         raise BadRequest("'input' is required")
     if isinstance(given, str):
         prompt.text(given)
-    elif all(isinstance(item, str) for item in given):
+    else:
+        _read_list(given, "input", prompt)
+
+
+def _read_list(given: list[Any], key: str, prompt: Prompt) -> None:
+    """Texts, tokens, or lists of tokens."""
+    if all(isinstance(item, str) for item in given):
         for item in given:
             prompt.text(item)
-    elif all(isinstance(item, int | list) and not isinstance(item, bool) for item in given):
+    elif all(map(_is_token, given)) or all(
+        isinstance(item, list) and all(map(_is_token, item)) for item in given
+    ):
         prompt.value(given)
     else:
-        raise BadRequest("'input' must be a string, a list of strings or a list of tokens")
+        raise BadRequest(f"'{key}' must be a string, a list of strings or a list of tokens")
+
+
+def _is_token(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 _READERS = {"chat": _read_chat, "completion": _read_completion, "embedding": _read_embedding}
@@ -147,88 +163,97 @@ def _error_object(error: ApiError) -> dict[str, object]:
 def _type_by_status(status: int) -> str:
     if status == 404:
         return "not_found_error"
+    if status == 429:
+        return "rate_limit_error"
     return "invalid_request_error" if status < 500 else "server_error"
 
 
 def judge(payload: bytes) -> Verdict:
-    """What a record is, before content was seen."""
-    try:
-        value = orjson.loads(payload)
-    except orjson.JSONDecodeError:
+    """What a record is."""
+    if payload == _DONE:
+        return Verdict.END
+    value = base.read_record(payload)
+    if value is None:
         return Verdict.MALFORMED
-    if value.get("error"):
+    if value.get("error") or value.get("object") == "error":
         return Verdict.ERROR
     choices = value.get("choices")
-    if not isinstance(choices, list):
+    if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
         return Verdict.MALFORMED
-    for choice in choices:
-        if not isinstance(choice, dict):
-            return Verdict.MALFORMED
-        if choice.get("finish_reason") or choice.get("text"):
-            return Verdict.CONTENT
-        delta = choice.get("delta")
-        if isinstance(delta, dict) and any(delta[key] for key in delta if key != "role"):
-            return Verdict.CONTENT
-    return Verdict.SILENT
+    return Verdict.CONTENT if any(map(_speaks, choices)) else Verdict.SILENT
+
+
+def _speaks(choice: dict[str, Any]) -> bool:
+    delta = base.mapping(choice.get("delta"))
+    return bool(choice.get("finish_reason") or choice.get("text")) or any(
+        delta[key] for key in delta if key != "role"
+    )
 
 
 def ending(last: Sequence[bytes]) -> Ending:
-    """How a stream ended, from its last three records (finish, usage, `[DONE]`)."""
-    values = [orjson.loads(payload) for payload in last if payload[:1] == b"{"]
+    """How a stream ended, from its last records (finish, usage, `[DONE]`)."""
+    values = [base.read_record(payload) for payload in last if payload != _DONE]
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return Ending("error", message=base.UNREADABLE)
     merged: dict[str, Any] = {}
     finish = None
-    for value in values:
+    for value in known:
         for key in ("usage", "timings"):
             if value.get(key):
                 merged[key] = value[key]
-        for choice in value.get("choices") or ():
-            finish = choice.get("finish_reason") or finish
-    if not last or last[-1] != b"[DONE]":
+        finish = next(filter(None, map(_finish_of, _choices(value))), finish)
+    if not last or last[-1] != _DONE:
         # Ollama's own stop on a repeated token ends here too; a runner that died says so by an empty model
         # in its last chunk (docs/backends.md).
-        by_repeat = (
-            bool(values) and values[-1].get("object") == "chat.completion.chunk" and values[-1]["model"]
-        )
+        by_repeat = bool(known) and known[-1].get("object") in _CHUNKS and known[-1].get("model")
         return Ending("repeat_abort" if by_repeat and not finish else "truncated", finish)
     if finish is None:
-        return Ending("truncated")
+        return Ending("truncated", message="the node ended its answer without a finish_reason")
     return _counted("complete", finish, merged)
 
 
+def _choices(value: dict[str, Any]) -> list[dict[str, Any]]:
+    choices = value.get("choices")
+    return [choice for choice in choices if isinstance(choice, dict)] if isinstance(choices, list) else []
+
+
+def _finish_of(choice: dict[str, Any]) -> str | None:
+    reason = choice.get("finish_reason")
+    return reason if isinstance(reason, str) and reason else None
+
+
 def _counted(how: How, finish: str | None, value: dict[str, Any]) -> Ending:
-    usage, timings = value.get("usage") or {}, value.get("timings") or {}
-    details = usage.get("prompt_tokens_details") or {}
-    cached = timings.get("cache_n", details.get("cached_tokens"))
-    prompt = usage.get("prompt_tokens")
-    if prompt is None and "prompt_n" in timings:
-        prompt = timings["prompt_n"] + (cached or 0)
-    completion = usage.get("completion_tokens", timings.get("predicted_n"))
+    usage, timings = base.mapping(value.get("usage")), base.mapping(value.get("timings"))
+    details = base.mapping(usage.get("prompt_tokens_details"))
+    cached = base.count(timings.get("cache_n", details.get("cached_tokens")))
+    prompt = base.count(usage.get("prompt_tokens"))
+    uncached = base.count(timings.get("prompt_n"))
+    if prompt is None and uncached is not None:
+        prompt = uncached + (cached or 0)
+    completion = base.count(usage.get("completion_tokens", timings.get("predicted_n")))
     return Ending(
         how,
         finish,
         prompt_tokens=prompt,
         cached_tokens=cached,
         completion_tokens=completion,
-        prefill_ms=timings.get("prompt_ms"),
-        decode_ms=timings.get("predicted_ms"),
-        no_output=completion == 0,
+        prefill_ms=base.milliseconds(timings.get("prompt_ms")),
+        decode_ms=base.milliseconds(timings.get("predicted_ms")),
+        no_output=completion == 0 and finish is not None,  # embeddings have none, and no finish_reason
     )
 
 
 def whole(route: Route, body: bytes) -> Ending:
     """How a non-streaming answer ended."""
-    try:
-        value = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        return Ending("truncated", message="the node's answer is not valid JSON")
-    if not isinstance(value, dict):
-        return Ending("truncated", message="the node's answer is not an object")
-    if value.get("error"):
+    value = base.read_record(body)
+    if value is None:
+        return Ending("truncated", message="the node's answer is not a JSON object")
+    if value.get("error") or value.get("object") == "error":
         return Ending("error", message=base.error_text(body))
     if route.kind == "embedding":
         return _counted("complete" if isinstance(value.get("data"), list) else "truncated", None, value)
-    choices = value.get("choices")
-    reasons = [choice.get("finish_reason") for choice in choices] if isinstance(choices, list) else []
+    reasons = [_finish_of(choice) for choice in _choices(value)]
     if not reasons or not all(reasons):
         return Ending("truncated", message="the node's answer has no finish_reason")
     return _counted("complete", reasons[0], value)
@@ -236,21 +261,23 @@ def whole(route: Route, body: bytes) -> Ending:
 
 def proper_end(last: Sequence[bytes]) -> bytes:
     """A finish chunk and `[DONE]`, made after the last chunk that came."""
-    value = orjson.loads(last[-1])
-    value["choices"] = [{"index": 0, "delta": {}, "finish_reason": "stop"}]
+    value = base.mapping(base.read_record(last[-1]))
+    said: dict[str, object] = {"text": ""} if value.get("object") == "text_completion" else {"delta": {}}
+    value["choices"] = [{"index": 0, **said, "finish_reason": "stop"}]
     value.pop("usage", None)
-    return frame(orjson.dumps(value)) + b"data: [DONE]\n\n"
+    return frame(orjson.dumps(value)) + frame(_DONE)
 
 
 def frame(payload: bytes) -> bytes:
     """One record as it stands in the stream."""
-    return b"data: " + payload + b"\n\n"
+    return b"data: " + payload.replace(b"\n", b"\ndata: ") + b"\n\n"
 
 
 OPENAI = Dialect(
     "openai",
     "sse",
     b"text/event-stream",
+    (b'"error"',),
     parse,
     error_body,
     error_record,

@@ -284,6 +284,8 @@ class Registry:
         node = self._nodes[node_id]
         if address is not None and address != node.address:
             return
+        if node.proven:
+            self._distrust(node, now_s, after_s=FIRST_PROBE_AFTER_S)
         self._apply(node, "connect_failed", _unreachable(node, reason), now_s)
 
     def on_stale_auth(self, node_id: str, now_s: float) -> None:
@@ -577,7 +579,7 @@ class Registry:
         return tuple((views[node_id], node.beat) for node_id, node in sorted(self._nodes.items()))
 
     def listed(self) -> dict[str, tuple[str, ...]]:
-        """Canonical names that each heard node lists, for the database."""
+        """Canonical names that each node lists, for the database; without nodes not fully heard yet."""
         return {
             node_id: tuple(
                 name.canonical
@@ -586,6 +588,7 @@ class Registry:
                 for name in instance.facts.names
             )
             for node_id, node in self._nodes.items()
+            if node_id not in self._remembered_nodes
         }
 
     def address(self, node_id: str) -> tuple[str, int]:

@@ -42,7 +42,7 @@ from herd_node.net.pool import (
     Upstream,
     UpstreamCut,
 )
-from herd_node.protocol import auth, names
+from herd_node.protocol import auth, jsonedit, names
 from herd_node.runtime.clock import Clock
 
 _log = logging.getLogger(__name__)
@@ -52,6 +52,8 @@ _MAX_WHOLE_BYTES = 256 * 1024 * 1024
 _BUSY_S = 2.0
 _BAD_MODEL_S = 60.0
 _HASH_IN_THREAD_BYTES = 256 * 1024
+#: How long an upstream may take to end a body whose end mark has come.
+_REST_S = 1.0
 #: How long a slot may count as taken after its request was cancelled: Ollama finishes the batch in work;
 #: a llama-server is believed busy until its own report says otherwise, at most so long (docs/backends.md).
 _SETTLE_S = {"ollama": 2.5, "llama-server": 120.0}
@@ -153,10 +155,11 @@ class _Run:
             self._end_client_gone()
         except Tripped as tripped:
             await self._tripped(tripped.cause)
+        except BaseException as error:
+            self._end_unexpected(error)
+            raise
         finally:
             owner.live.discard(guard)
-            if self.sent is not None:  # an exception that nobody expected: the slot must not leak
-                self._end_attempt(self._cut_short())
 
     async def _attempts(self) -> None:
         while True:
@@ -165,6 +168,7 @@ class _Run:
             if isinstance(granted, Reject):
                 await self._refuse(granted)
                 return
+            self.history = granted.history
             try:
                 await self._attempt(granted)
                 return
@@ -307,7 +311,7 @@ class _Run:
         body = await upstream.read_all(_MAX_WHOLE_BYTES)
         ending = self.dialect.whole(self.request.route, body)
         if ending.how == "repeat_abort" and sent.backend_kind == "ollama":
-            body = body.replace(b'"done":false', b'"done":true,"done_reason":"stop"', 1)
+            body = _ended_properly(body)
             ending = ending._replace(finish_reason="stop", message="repeat_abort")
         elif ending.how == "error":
             raise _Failed(failures.in_band(node, ending.message or "it reported an error"))
@@ -316,8 +320,7 @@ class _Run:
         headers = self._answer_headers(sent, upstream)
         self._note_first_record(sent, now_known=False)
         self._finish(sent, ending)
-        self.guard.watch_gap(self.owner.deadlines.write_s)
-        self.guard.touch("client_stalled")
+        self._writing()
         await self.exchange.respond(200, headers, body)
 
     async def _relay(self, sent: Sent, watch: StreamWatch, out: bytes) -> None:
@@ -326,29 +329,33 @@ class _Run:
         assert upstream is not None
         deadlines, node = self.owner.deadlines, sent.peer.node_id
         self._note_first_record(sent, now_known=True)
-        guard.watch_gap(deadlines.gap_buffered_s if self.request.buffered else deadlines.gap_s)
+        gap_s = deadlines.gap_buffered_s if self.request.buffered else deadlines.gap_s
+        self._writing()
         await exchange.start(200, self._answer_headers(sent, upstream))
         while True:
             if out:
-                guard.touch("client_stalled")
+                self._writing()
                 await exchange.send(out)
             if watch.failed is not None:
                 raise _Broken(UpstreamFailed(f"node '{node}': {watch.failure().message}"))
-            guard.touch()
+            if watch.ended:
+                await self._end_stream(sent, watch)
+                await _read_rest(upstream)
+                return
+            guard.touch("gap", gap_s)
             try:
                 chunk = await upstream.read()
             except UpstreamCut as error:
-                if not self._is_complete(watch):  # after the end mark a cut has cost the caller nothing
-                    message = f"node '{node}' broke off in the middle of its answer"
-                    raise _Broken(UpstreamFailed(message)) from error
-                chunk = b""
+                message = f"node '{node}' broke off in the middle of its answer"
+                raise _Broken(UpstreamFailed(message)) from error
             if not chunk:
                 await self._end_stream(sent, watch)
                 return
             out = watch.feed(chunk)
 
-    def _is_complete(self, watch: StreamWatch) -> bool:
-        return bool(watch.last) and self.dialect.ending(tuple(watch.last)).how == "complete"
+    def _writing(self) -> None:
+        """From here on it is the client's turn to make progress."""
+        self.guard.touch("client_stalled", self.owner.deadlines.write_s)
 
     async def _end_stream(self, sent: Sent, watch: StreamWatch) -> None:
         tail, ending = watch.finish()
@@ -361,6 +368,7 @@ class _Run:
         elif ending.how != "complete":
             raise _Broken(UpstreamFailed(f"node '{node}' ended its answer without its end mark"))
         self._finish(sent, ending)
+        self._writing()
         await self.exchange.finish(tail)
 
     # -- how it ends -------------------------------------------------------------------------------------
@@ -377,9 +385,10 @@ class _Run:
         sent = self.sent
         assert sent is not None
         self._record("retried" if failure.elsewhere else "failed", error=failure.error)
-        self._end_attempt(self._cut_short())
+        self._end_attempt(self._cancelled() if failure.cancelled else self._cut_short())
         self._apply(sent, failure)
-        self.last_failure = failure
+        if self.last_failure is None or failure.effect is not Effect.DELIST:
+            self.last_failure = failure  # that one node lacks the model is no news once another failed
         if not failure.counts:
             return
         tried = self.history.tried
@@ -394,7 +403,8 @@ class _Run:
         node, key = sent.peer.node_id, sent.step.instance_key
         match failure.effect:
             case Effect.UNREACHABLE:
-                registry.on_connect_failed(node, now_s, failure.error.message)
+                address = (sent.peer.host, sent.peer.port)
+                registry.on_connect_failed(node, now_s, failure.why, address=address)
             case Effect.BUSY:
                 registry.mark_busy(node, key, now_s + (failure.error.retry_after_s or _BUSY_S))
             case Effect.DELIST:
@@ -442,6 +452,7 @@ class _Run:
         """After content: exactly one error record, then the end of the body without an end mark."""
         self._record("failed", error=error)
         self._end_attempt(self._cut_short())
+        self._writing()
         await self.exchange.finish(self.dialect.error_record(error))
 
     async def _tripped(self, cause: Cause) -> None:
@@ -454,16 +465,20 @@ class _Run:
         error = self._error_of(cause)
         if self.sent is not None:
             self._record("failed", error=error)
-            self._end_attempt(self._cut_short(settle_s=self._settle_s()))
+            self._end_attempt(self._cancelled())
         elif self.last_row is None:
             self._record("rejected", error=error)
         try:
+            with Guard() as patience:
+                patience.deadline("write", self.owner.deadlines.write_s, "client_stalled")
+                if self.exchange.started:
+                    await self.exchange.finish(self.dialect.error_record(error))
+                else:
+                    await self._give_up(error)
+        except (ClientGone, Tripped):
+            _log.debug("the client of %s did not take its error", self.request.request_id)
             if self.exchange.started:
-                await self.exchange.finish(self.dialect.error_record(error))
-            else:
-                await self._give_up(error)
-        except ClientGone:
-            _log.debug("the client of %s left before its error", self.request.request_id)
+                self.exchange.abort()
 
     def _error_of(self, cause: Cause) -> ApiError:
         if cause == "drain":
@@ -475,21 +490,40 @@ class _Run:
 
     def _end_client_gone(self) -> None:
         if self.sent is None:
-            if self.last_row is None or self.last_row.status == "retried":
-                self._record("client_gone")
+            self._end_between_attempts("client_gone", None)
             return
-        before_first = self.first_record_s is None
         self._record("client_gone")
-        settle_s = self._settle_s() if before_first else 0.0
-        self._end_attempt(self._cut_short(settle_s=settle_s))
+        self._end_attempt(self._cancelled())
 
-    def _cut_short(self, *, settle_s: float = 0.0) -> AttemptResult:
-        """An attempt that did not end with a whole answer; with `settle_s` its slot is not free at once."""
+    def _end_unexpected(self, error: BaseException) -> None:
+        """The router's own failure or its forced end: the slot must not leak, the row must not stay open."""
+        stopped = isinstance(error, asyncio.CancelledError)
+        status: Status = "interrupted" if stopped else "failed"
+        why = ApiError("the router stopped" if stopped else "an internal error of the router")
+        if self.sent is None:
+            self._end_between_attempts(status, why)
+            return
+        self._record(status, error=why)
+        self._end_attempt(self._cut_short())
+
+    def _end_between_attempts(self, status: Status, error: ApiError | None) -> None:
+        """The last attempt's row, or the request's own if it never had one, becomes the final one."""
+        if self.last_row is None:
+            self._record(status, error=error)
+        elif self.last_row.status == "retried":
+            self._put(self.last_row._replace(status=status))
+
+    def _cut_short(self) -> AttemptResult:
+        """An attempt that ended by itself, without a whole answer."""
         lived_s = self.owner.clock.now_s() - self.sent.started_s if self.sent is not None else 0.0
-        return AttemptResult(ok=False, total_s=lived_s, cancelled=settle_s > 0, settle_s=settle_s)
+        return AttemptResult(ok=False, total_s=lived_s)
 
-    def _settle_s(self) -> float:
-        return _SETTLE_S.get(self.sent.backend_kind, 0.0) if self.sent is not None else 0.0
+    def _cancelled(self) -> AttemptResult:
+        """An attempt that we end: before its first record the backend does not hear of it at once."""
+        settle_s = 0.0
+        if self.sent is not None and self.first_record_s is None:
+            settle_s = _SETTLE_S.get(self.sent.backend_kind, 0.0)
+        return self._cut_short()._replace(cancelled=True, settle_s=settle_s)
 
     # -- bookkeeping -------------------------------------------------------------------------------------
 
@@ -560,6 +594,24 @@ class _Run:
     def _put(self, row: Trace) -> None:
         self.last_row = row
         self.owner.traces.put(row)
+
+
+async def _read_rest(upstream: Upstream) -> None:
+    """What follows the end mark is nobody's; read shortly, so that the connection can be used again."""
+    try:
+        with Guard() as patience:
+            patience.deadline("rest", _REST_S, "gap")
+            while await upstream.read():
+                pass
+    except (Tripped, UpstreamCut):
+        return
+
+
+def _ended_properly(body: bytes) -> bytes:
+    """A whole answer that Ollama stopped on a repeated token (`done: false`), ended as a client expects."""
+    span = jsonedit.find_top_level(body, "done")
+    assert span is not None
+    return jsonedit.replace_span(body, span, b'true,"done_reason":"stop"')
 
 
 def _seconds(value: bytes | None) -> int | None:

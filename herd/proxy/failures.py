@@ -42,12 +42,16 @@ class Failure(NamedTuple):
     effect: Effect = Effect.NONE
     counts: bool = True
     backoff: bool = True
+    cancelled: bool = False
+    """We ended it: the backend may still be at work."""
+    why: str | None = None
+    """In a few words, where the node's own reason is made of it."""
 
 
 def unreachable(node: str, why: str) -> Failure:
     """Refused, no route, no name, connect time-out."""
     error = Saturated(f"node '{node}' cannot be reached ({why}); it is tried again when it answers")
-    return Failure(error, True, Effect.UNREACHABLE, backoff=False)
+    return Failure(error, True, Effect.UNREACHABLE, backoff=False, why=why)
 
 
 def broken(node: str, why: str) -> Failure:
@@ -57,7 +61,8 @@ def broken(node: str, why: str) -> Failure:
 
 def too_late(node: str, seconds: float) -> Failure:
     """No first record in time."""
-    return Failure(UpstreamTimeout(f"node '{node}' sent nothing for {seconds:.0f} s"), True)
+    error = UpstreamTimeout(f"node '{node}' sent nothing for {seconds:g} s")
+    return Failure(error, True, cancelled=True)
 
 
 def in_band(node: str, text: str) -> Failure:

@@ -11,6 +11,8 @@ from typing import Literal, Self
 
 Cause = Literal["client_gone", "client_stalled", "first_record", "gap", "total", "drain"]
 
+_NEVER_S = float("inf")
+
 
 class Tripped(Exception):
     """The guarded block was interrupted; `cause` says by what."""
@@ -23,16 +25,28 @@ class Tripped(Exception):
 class Guard:
     """Guards the block of the task that enters it. `trip` may be called from any callback of the loop."""
 
-    __slots__ = ("_cancelling", "_gap_cause", "_gap_s", "_last_s", "_loop", "_task", "_timers", "cause")
+    __slots__ = (
+        "_cancelled",
+        "_cancelling",
+        "_loop",
+        "_silence",
+        "_silent_at_s",
+        "_silent_cause",
+        "_silent_timer_s",
+        "_task",
+        "_timers",
+        "cause",
+    )
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._task: asyncio.Task[object] | None = None
         self._cancelling = 0
+        self._cancelled = False
         self._timers: dict[str, asyncio.TimerHandle] = {}
-        self._last_s = 0.0
-        self._gap_s = 0.0
-        self._gap_cause: Cause = "gap"
+        self._silence: asyncio.TimerHandle | None = None
+        self._silent_at_s = self._silent_timer_s = _NEVER_S
+        self._silent_cause: Cause = "gap"
         self.cause: Cause | None = None
 
     def __enter__(self) -> Self:
@@ -47,20 +61,26 @@ class Guard:
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
+        if self._silence is not None:
+            self._silence.cancel()
         task, self._task = self._task, None
-        if self.cause is None or task is None or kind is not asyncio.CancelledError:
+        assert task is not None
+        left = task.uncancel() if self._cancelled else task.cancelling()
+        if self.cause is None or kind is not asyncio.CancelledError:
             return
-        if task.uncancel() <= self._cancelling:  # a cancellation from outside passes
+        if left <= self._cancelling:  # a cancellation from outside passes
             raise Tripped(self.cause) from None
 
     def trip(self, cause: Cause) -> None:
-        """Interrupt the block. Later trips change nothing."""
+        """Interrupt the block. Later trips change nothing. The task's own trip is raised by `check`."""
         if self.cause is None and self._task is not None:
             self.cause = cause
-            self._task.cancel()
+            if asyncio.current_task() is not self._task:
+                self._cancelled = True
+                self._task.cancel()
 
     def check(self) -> None:
-        """Raise at once what a trip inside this very step would raise at the next await."""
+        """Raise what the task itself has tripped."""
         if self.cause is not None:
             raise asyncio.CancelledError
 
@@ -75,21 +95,24 @@ class Guard:
         if timer is not None:
             timer.cancel()
 
-    def watch_gap(self, seconds: float) -> None:
-        """From now on trip when `touch` was not called for so long. One timer, however many touches."""
-        self._gap_s = seconds
-        self._last_s = self._loop.time()
-        self.clear("gap")
-        self._timers["gap"] = self._loop.call_later(seconds, self._check_gap)
+    def touch(self, cause: Cause, limit_s: float) -> None:
+        """Progress was made: trip when the next touch does not come within `limit_s`.
 
-    def touch(self, cause: Cause = "gap") -> None:
-        """Progress was made; `cause` names what the next silence will be blamed on."""
-        self._last_s = self._loop.time()
-        self._gap_cause = cause
+        One timer, however many touches: it is moved only when the new limit ends before it.
+        """
+        self._silent_cause = cause
+        self._silent_at_s = self._loop.time() + limit_s
+        if self._silent_at_s < self._silent_timer_s:
+            self._arm()
 
-    def _check_gap(self) -> None:
-        silent_s = self._loop.time() - self._last_s
-        if silent_s >= self._gap_s:
-            self.trip(self._gap_cause)
+    def _arm(self) -> None:
+        if self._silence is not None:
+            self._silence.cancel()
+        self._silent_timer_s = self._silent_at_s
+        self._silence = self._loop.call_at(self._silent_at_s, self._look)
+
+    def _look(self) -> None:
+        if self._loop.time() >= self._silent_at_s:
+            self.trip(self._silent_cause)
         else:
-            self._timers["gap"] = self._loop.call_later(self._gap_s - silent_s, self._check_gap)
+            self._arm()

@@ -16,7 +16,7 @@ from collections import Counter
 from typing import NamedTuple
 
 from herd.errors import HerdError
-from herd.fleet.registry import AttemptResult, AttemptToken, Registry
+from herd.fleet.registry import AttemptToken, Registry
 from herd.request import InferenceRequest
 from herd.scheduling import plan
 from herd.scheduling.plan import Attempt, Claims, History, Hold, Reject, Wait
@@ -34,6 +34,8 @@ class Granted(NamedTuple):
     token: AttemptToken
     backend_kind: str
     cold: bool
+    history: History
+    """With the time that was spent waiting: the budgets are the request's, not the attempt's (R-5)."""
 
 
 class QueueRow(NamedTuple):
@@ -122,7 +124,7 @@ class WaitingRoom:
         claims = Claims(self._claims, self._drains)
         step = plan.next_step(request, snapshot, history, self._policy, now_s, claims, self._table)
         if isinstance(step, Attempt):
-            return self._grant(request, step, now_s)
+            return self._grant(request, history, step, now_s)
         if isinstance(step, Reject):
             return step
         if len(self._waiting) >= self._max_waiting:
@@ -137,7 +139,7 @@ class WaitingRoom:
             return await future
         except asyncio.CancelledError:
             if future.done() and not future.cancelled():  # granted and cancelled in the same turn of the loop
-                self._give_back(future.result(), now_s)
+                self._give_back(future.result())
             raise
         finally:
             self._leave(pending)
@@ -158,6 +160,7 @@ class WaitingRoom:
         self._wake_scheduled = False
         if not self._waiting:
             return
+        self._arm()  # first: whatever happens here, the next look comes
         now_s = self._clock.now_s()
         for pending in self._waiting.values():
             pending.account(now_s)
@@ -166,12 +169,12 @@ class WaitingRoom:
         steps, self._drains = plan.plan_queue(rows, snapshot, self._policy, now_s, self._drains)
         for request_id, step in steps:
             self._settle(self._waiting[request_id], step)
-        self._arm()
 
     def _settle(self, pending: _Pending, step: plan.Step) -> None:
         match step:
             case Attempt():
-                self._resolve(pending, self._grant(pending.request, step, self._clock.now_s()))
+                granted = self._grant(pending.request, pending.history, step, self._clock.now_s())
+                self._resolve(pending, granted)
             case Reject():
                 self._resolve(pending, step)
             case Wait():
@@ -183,7 +186,7 @@ class WaitingRoom:
             case plan.FallBack() | plan.Pull():  # seams: this version's planner does not return them
                 raise HerdError(f"the planner returned {step!r}")
 
-    def _grant(self, request: InferenceRequest, step: Attempt, now_s: float) -> Granted:
+    def _grant(self, request: InferenceRequest, history: History, step: Attempt, now_s: float) -> Granted:
         token = self._registry.start_attempt(
             step.node_id,
             step.instance_key,
@@ -194,11 +197,11 @@ class WaitingRoom:
             request.prefixes,
             now_s,
         )
-        return Granted(step, token, token.instance.facts.backend_kind, token.was != "hot")
+        return Granted(step, token, token.instance.facts.backend_kind, token.was != "hot", history)
 
-    def _give_back(self, result: Granted | Reject, now_s: float) -> None:
+    def _give_back(self, result: Granted | Reject) -> None:
         if isinstance(result, Granted):
-            self._registry.end_attempt(result.token, now_s, outcome=AttemptResult(ok=False, total_s=0.0))
+            self._registry.abandon_attempt(result.token, self._clock.now_s())
             self.wake()
 
     def _resolve(self, pending: _Pending, result: Granted | Reject) -> None:
@@ -206,7 +209,7 @@ class WaitingRoom:
         if not pending.future.done():
             pending.future.set_result(result)
         elif isinstance(result, Granted):
-            self._give_back(result, self._clock.now_s())
+            self._give_back(result)
 
     def _join(self, pending: _Pending) -> None:
         self._waiting[pending.request.request_id] = pending

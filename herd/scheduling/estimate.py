@@ -285,11 +285,8 @@ def standing(
     other_loads = [x for x in node.instances if x.state == "loading" and x.key != instance.key]
     reload_busy = own > 0 and is_reload(instance, wanted_tokens)
     blocked = 0.0 if hot else max((load_s(x, now_s) for x in other_loads), default=0.0)
-    blocked += max((time_to_idle_s(x, now_s) for x in out.busy), default=0.0)
-    if reload_busy:
-        blocked += time_to_idle_s(instance, now_s)
-    if drain_rest_s is not None:
-        blocked += drain_rest_s
+    in_the_way = (*out.busy, instance) if reload_busy else out.busy
+    blocked += max((time_to_idle_s(x, now_s) for x in in_the_way), default=0.0) + (drain_rest_s or 0.0)
     before = () if reload_busy else tuple(ends)
     full = hot and len(before) + claims >= slots
     rounds = 0 if hot else (own + claims) // slots

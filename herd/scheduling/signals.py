@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 from herd.scheduling.estimate import Cost
 from herd.scheduling.policy import Policy
-from herd.trace import SIGNALS
 
 MIN_UNIT_S = 0.05
 
@@ -69,8 +68,3 @@ def by_signal(cost: Cost, unit: float, fastest_decode_s: float, policy: Policy) 
 
 def total(values: tuple[float, ...], is_degraded: bool, policy: Policy) -> float:
     return sum(values) - (policy.degraded_points if is_degraded else 0.0)
-
-
-def named(values: tuple[float, ...]) -> dict[str, float]:
-    """For people and for traces."""
-    return dict(zip(SIGNALS, values, strict=True))

@@ -6,12 +6,18 @@ from herd.dialects import DIALECTS, OLLAMA
 from herd.errors import ApiError, BodyTooLarge, MethodNotAllowed
 from herd_node.net import exchange as net
 from herd_node.net.exchange import ClientGone, Exchange
+from herd_node.runtime.chance import new_hex
 
 
 async def answer_error(exchange: Exchange, dialect: str, error: Exception) -> None:
     """Answer with the error's status and the dialect's body. An unexpected error says nothing of itself."""
     known = _as_api_error(error)
-    headers = [(b"content-type", b"application/json")]
+    request_id = new_hex(12)
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"x-request-id", request_id.encode()),
+        (b"x-fleet-attempts", b"0"),
+    ]
     if isinstance(known, MethodNotAllowed):
         headers.append((b"allow", known.allow.encode()))
     if known.retry_after_s is not None:
@@ -22,7 +28,7 @@ async def answer_error(exchange: Exchange, dialect: str, error: Exception) -> No
         headers.append((b"connection", b"close"))  # the rest of the body is not read
     row = DIALECTS.get(dialect, OLLAMA)
     try:
-        await exchange.respond(known.status, headers, row.error_body(known, None))
+        await exchange.respond(known.status, headers, row.error_body(known, request_id))
     except ClientGone:
         return
 

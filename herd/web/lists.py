@@ -11,7 +11,7 @@ from hashlib import sha256
 
 import orjson
 
-from herd.errors import NotFound
+from herd.errors import ModelNotFound
 from herd.fleet.catalogue import Entry, catalogue
 from herd.fleet.registry import Registry
 from herd.request import Principal
@@ -46,7 +46,7 @@ class Lists:
             if entry.canonical == wanted:
                 await _answer(exchange, {**_openai(entry), "id": asked})
                 return
-        raise NotFound(f"model '{asked[:200]}' not found")
+        raise ModelNotFound(f"model '{asked[:200]}' not found")
 
     async def tags(self, exchange: Exchange, route: Route, principal: Principal) -> None:
         """`GET /api/tags`."""

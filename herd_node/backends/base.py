@@ -79,6 +79,7 @@ class Owner(NamedTuple):
     """The process that listens on a port and its children's command lines, as far as this user may see."""
 
     pid: int
+    name: str
     children: tuple[tuple[str, ...], ...]
 
 

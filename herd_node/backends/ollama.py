@@ -128,8 +128,9 @@ class Ollama(Polled):
         self._shown[tag.digest] = parse_show(answer.fields)
 
     def _runners(self) -> tuple[Runner, ...] | None:
+        """None: not seen. Who listens may be a container's proxy or a tunnel, whose children say nothing."""
         owner = self._means.owner_of(self.origin)
-        if owner is None:
+        if owner is None or "ollama" not in owner.name.lower():
             return None
         return tuple(runner for line in owner.children if (runner := parse_runner(line)) is not None)
 

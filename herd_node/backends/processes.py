@@ -34,11 +34,11 @@ class PortOwners:
         if process is None:
             return None
         try:
-            children = tuple(_command_lines(process))
+            name, children = process.name(), tuple(_command_lines(process))
         except psutil.Error:
             del self._known[origin.port]
             return None
-        return Owner(process.pid, children)
+        return Owner(process.pid, name, children)
 
     def _process(self, port: int) -> psutil.Process | None:
         known = self._known.get(port)
@@ -103,6 +103,7 @@ def _is_listener(socket: Any, port: int) -> bool:  # noqa: ANN401 - psutil has n
 
 
 def _command_lines(process: psutil.Process) -> Iterator[tuple[str, ...]]:
+    """Of all children or, by AccessDenied, of none: half of them would be a wrong picture."""
     for child in process.children():
-        with contextlib.suppress(psutil.Error):  # it ended just now
+        with contextlib.suppress(psutil.NoSuchProcess):  # it ended just now
             yield tuple(child.cmdline())

