@@ -100,7 +100,13 @@ class Router:
             self._lock.release()
             raise StartError(str(error)) from error
         self.port = port_of(self._sockets)
-        self.identity: Identity = load_or_create_identity(self.data_dir)
+        try:
+            self.identity: Identity = load_or_create_identity(self.data_dir)
+        except StartError:
+            for sock in self._sockets:
+                sock.close()
+            self._lock.release()
+            raise
         self.urls = router_urls(self.settings.host, self.port, own_addresses())
 
     def close(self) -> None:

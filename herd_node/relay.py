@@ -150,13 +150,21 @@ class Relay:
         whole: list[bytes] = []
         while piece := await upstream.read():
             wall_s, elapsed_s = clock.wall_s(), clock.now_s() - began_s
-            made = [reader.feed(one, wall_s=wall_s, elapsed_s=elapsed_s) for one in records.feed(piece)]
+            made: list[bytes] = []
+            broken: Truncated | None = None
+            try:
+                for one in records.feed(piece):
+                    made.append(reader.feed(one, wall_s=wall_s, elapsed_s=elapsed_s))
+            except Truncated as error:
+                broken = error  # what came before it in the same read still goes out
             if (out := b"".join(made)) and call.stream:
                 if not exchange.started:
                     await exchange.start(reader.status, [(b"content-type", _type_of(call))])
                 await exchange.send(out)
             elif out:
                 whole.append(out)
+            if broken is not None:
+                raise broken
         whole.append(reader.end(elapsed_s=clock.now_s() - began_s, wall_s=clock.wall_s()))
         if exchange.started:
             await exchange.finish(b"".join(whole))

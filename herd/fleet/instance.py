@@ -232,6 +232,14 @@ class Instance:
         if prefixes:
             self.held = hold(self.held, prefixes, slots)
 
+    def evicted(self, now_s: float) -> bool:
+        """Another load takes its memory; whether that was news about the state."""
+        if self.state != "hot" or self.running:
+            return False
+        self.seen_hot_s = None
+        self._become("warm", now_s)
+        return True
+
     def proved_hot(self, now_s: float) -> bool:
         """It answered; whether that was news about the state."""
         self.seen_hot_s = now_s

@@ -375,6 +375,15 @@ class Registry:
         self._events.append(AttemptStarted(node_id, instance_key, request_id))
         return token
 
+    def evict(self, node_id: str, instance_keys: Iterable[str], now_s: float) -> None:
+        """A load that was just started pushes these out: they are warm before a beat can say so."""
+        node = self._nodes[node_id]
+        for key in instance_keys:
+            instance = node.instances.get(key)
+            if instance is not None and instance.evicted(now_s):
+                self._touch(node, instance)
+                self._events.append(ModelChanged(node_id, key, instance.state))
+
     def first_record(self, token: AttemptToken, now_s: float) -> None:
         """The first content record came: the model is hot, whatever the last beat said."""
         if token.ended or token.running.first_record_s is not None:

@@ -166,7 +166,9 @@ class WaitingRoom:
             pending.account(now_s)
         rows = [pending.as_waiting() for pending in self._waiting.values()]
         snapshot = self._registry.snapshot(now_s)
-        steps, self._drains = plan.plan_queue(rows, snapshot, self._policy, now_s, self._drains)
+        steps, self._drains = plan.plan_queue(
+            rows, snapshot, self._policy, now_s, self._drains, self._table
+        )
         for request_id, step in steps:
             self._settle(self._waiting[request_id], step)
 
@@ -197,6 +199,8 @@ class WaitingRoom:
             request.prefixes,
             now_s,
         )
+        if token.was != "hot":
+            self._registry.evict(step.node_id, step.evicts, now_s)
         return Granted(step, token, token.instance.facts.backend_kind, token.was != "hot", history)
 
     def _give_back(self, result: Granted | Reject) -> None:
@@ -230,6 +234,8 @@ class WaitingRoom:
         self._by_model[model] -= 1
         if not self._by_model[model]:
             del self._by_model[model]
+        if not self._waiting:
+            self._drains = plan.NO_DRAINS  # a drain serves somebody who waits
         self._changed()
 
     def _claim(self, pending: _Pending, claim: tuple[str, str] | None) -> None:

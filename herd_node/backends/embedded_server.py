@@ -27,7 +27,10 @@ QUIET = 2  # warnings and errors
 
 
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the parent decides
+    # Ctrl-C reaches the whole terminal, a service manager's SIGTERM the whole group: the parent decides, so
+    # that running answers are drained. When it is gone the pipe closes, and that ends this process.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if sys.platform != "win32":
         os.set_blocking(0, True)
     say = _keep_stdout_clean()

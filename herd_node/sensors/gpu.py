@@ -53,7 +53,7 @@ class NvidiaGpus:
             count = self._nvml.nvmlDeviceGetCount()
             return [self._nvml.nvmlDeviceGetHandleByIndex(index) for index in range(count)]
         except Exception as absent:  # noqa: BLE001 - a class of NVMLError a cause; all mean "no GPU", logged
-            once(log, "nvml", "no NVIDIA GPU: %s", absent, level=logging.INFO)
+            once(log, "nvml", "no NVIDIA GPU: %s", absent, level=logging.DEBUG)
             return []
 
     def _gpu(self, handle: Any) -> Gpu:  # noqa: ANN401
@@ -81,7 +81,7 @@ class NvidiaGpus:
         try:
             return ask()
         except Exception as unknown:  # noqa: BLE001 - not supported, lost, driver replaced: unknown, logged
-            once(log, f"nvml {what}", "the GPU's %s is not known: %s", what, unknown, level=logging.INFO)
+            once(log, f"nvml {what}", "the GPU's %s is not known: %s", what, unknown, level=logging.DEBUG)
             return None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import pairwise
 
 import orjson
 import pytest
@@ -68,7 +69,7 @@ def test_any_split_passes_and_what_has_passed_is_always_whole_records(name: str,
     body = recording(name).body
     places = [0, *sorted(cut % len(body) for cut in cuts), len(body)]
     watch, out = StreamWatch(dialect), b""
-    for start, end in zip(places, places[1:], strict=False):
+    for start, end in pairwise(places):
         out += watch.feed(body[start:end])
         assert body.startswith(out)
         assert whole_records(dialect, out)
@@ -81,7 +82,7 @@ def test_sse_with_other_line_ends_is_cut_at_records_too(cuts: list[int], ends: b
     body = recording("llamacpp/chat-stream").body.replace(b"\n", ends)
     places = [0, *sorted(cut % len(body) for cut in cuts), len(body)]
     watch, out = StreamWatch(OPENAI), b""
-    for start, end in zip(places, places[1:], strict=False):
+    for start, end in pairwise(places):
         out += watch.feed(body[start:end])
         assert body.startswith(out)
         # the LF of a last CRLF may still be on its way
@@ -101,7 +102,7 @@ def test_sse_with_other_line_ends_is_cut_at_records_too(cuts: list[int], ends: b
     ],
 )
 def test_a_broken_stream_is_known_for_what_it_is(name: str, dialect: Dialect, how: str, message: str | None):
-    """The last two look like Ollama's stop on a repeated token; only an Ollama is believed to have done that."""
+    """The last two look like Ollama's stop on a repeated token: only an Ollama is believed to do that."""
     body = recording(name).body
     for pieces in ([body], bytes_of(body)):
         out, ending, watch = watch_all(dialect, pieces)
@@ -192,7 +193,7 @@ def test_a_tool_call_may_have_arguments_named_done_and_error():
 @pytest.mark.parametrize("name", DIALECTS)
 def test_an_answer_has_one_end_and_nothing_behind_it(name: str):
     good = body_of(name, [WORDS[name]("a"), *ENDS[name]])
-    for more in (body_of(name, ENDS[name]), body_of(name, [WORDS[name]("b")]), b"\n\n", b"trash", good):
+    for more in (body_of(name, ENDS[name]), body_of(name, [WORDS[name]("b")]), b"trash", good):
         for pieces in ([good + more], [good, more], bytes_of(good + more)):
             out, ending, watch = watch_all(DIALECTS[name], pieces)
             assert (out, ending.how, watch.ended) == (good, "complete", True)
@@ -305,19 +306,11 @@ def test_a_long_record_costs_no_more_when_it_comes_in_drops(name: str):
     assert time.perf_counter() - began_s < 5  # quadratic: minutes
 
 
+_KEYS = ["choices", "delta", "message", "usage", "timings", "error", "done", "done_reason", "text", "model"]
+_KEYS += ["finish_reason", "object", "prompt_tokens_details", "eval_count", "content"]
 _VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-5, 5) | st.text(max_size=5),
-    lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.dictionaries(
-            st.sampled_from(
-                ["choices", "delta", "message", "usage", "timings", "error", "done", "done_reason", "text"]
-                + ["finish_reason", "model", "object", "prompt_tokens_details", "eval_count", "content"]
-            ),
-            inner,
-            max_size=4,
-        )
-    ),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(_KEYS), inner, max_size=4),
     max_leaves=12,
 )
 
