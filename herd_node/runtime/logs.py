@@ -22,7 +22,6 @@ Console = Literal["quiet", "full", "none"]
 _OURS = ("herd", "herd_node")
 #: They speak at INFO of every request, or at DEBUG with whole statements and headers.
 _TALKATIVE = (
-    "aiosqlite",
     "asyncio",
     "httpcore",
     "httpx",

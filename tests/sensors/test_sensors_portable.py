@@ -173,7 +173,7 @@ def test_each_card_tells_what_it_can() -> None:
 def test_without_a_driver_there_are_no_gpus_and_it_is_said_once(caplog) -> None:
     forget(logging.getLogger("herd_node.sensors.gpu"), "nvml")
     gpus = NvidiaGpus(Cards(driver=False))
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.DEBUG):
         assert (gpus.read(), gpus.read()) == ((), ())
     assert len([record for record in caplog.records if "no NVIDIA GPU" in record.getMessage()]) == 1
 
