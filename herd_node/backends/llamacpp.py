@@ -50,15 +50,19 @@ class LlamaCpp(Polled):
         # 2. what is asked once a model
         asleep = props.fields.get("is_sleeping") is True
         self._slept_at_s = (now_s if self._slept_at_s is None else self._slept_at_s) if asleep else None
+        self._first_seen_wall_s: float | None = None
         self._upstream_id = text(entries[0].get("id")) or ""
         embeds = await self._embeds(now_s, asleep)
         # 3. the entry
         model = describe(self.id, props.fields, entries[0], embeds=embeds)
         self._extra = extra_facts(props.fields, entries[0])
+        # Its `created` is the time of the question; lists want one that stays.
+        self._first_seen_wall_s = self._first_seen_wall_s or self._extra.created_s
         state = replace(
             model,
             state="warm" if asleep else "hot",
             unloaded_s_ago=None if self._slept_at_s is None else now_s - self._slept_at_s,
+            modified_s=self._first_seen_wall_s,
             slots=self._means.slots or slots,
         )
         return Reading(
@@ -156,6 +160,7 @@ def describe(
         context_train_tokens=whole(meta.get("n_ctx_train")) or None,
         context_tokens=context_tokens or whole(meta.get("n_ctx")) or None,
         context_fixed=True,
+        embedding_length=whole(meta.get("n_embd")) or None,
     )
 
 

@@ -39,6 +39,7 @@ class Tag(NamedTuple):
     parameters: int | None
     quantisation: str | None
     family: str
+    modified_wall_s: float | None = None
 
 
 class Shown(NamedTuple):
@@ -111,6 +112,7 @@ def _tag(entry: dict[str, object]) -> Tag:
         parameters=parameters_of(text(details.get("parameter_size"))),
         quantisation=text(details.get("quantization_level")),
         family=text(details.get("family")) or "",
+        modified_wall_s=wall_of(text(entry.get("modified_at"))),
     )
 
 
@@ -280,6 +282,10 @@ def _entry(
         vram_bytes=None if entry is None else _vram(entry, has_gpu),
         expires_in_s=_expires_in(entry, seen.wall_s),
         slots=slots_of(capabilities, tag.family, runners.get(key), rule),
+        digest=tag.digest or None,
+        modified_s=tag.modified_wall_s,
+        family=tag.family or None,
+        embedding_length=shown.embedding_length or tag.embedding_length,
     )
     return model
 

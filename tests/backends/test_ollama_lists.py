@@ -70,6 +70,7 @@ def test_the_recorded_tags_give_names_sizes_and_contexts() -> None:
         parameters=134_520_000,
         quantisation="F16",
         family="llama",
+        modified_wall_s=1795402844.610614,
     )
 
 

@@ -40,7 +40,7 @@ def test_the_demo_answers_once_and_leaves_nothing_running(small_model_path: Path
 
 
 def _is_of_the_demo(process: psutil.Process) -> bool:
-    """Its temporary folder stands on every command line but the llama.cpp server's, whose parent is then gone."""
+    """By its temporary folder, or as an orphaned llama.cpp server."""
     words = process.info["cmdline"] or ()
     return any("herd-demo-" in word for word in words) or (
         "herd_node.backends.embedded_server" in words and process.ppid() == 1

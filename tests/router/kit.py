@@ -184,6 +184,20 @@ STREAMS = [question for question in QUESTIONS if question.stream]
 WHOLES = [question for question in QUESTIONS if not question.stream]
 
 
+class FaultOfOne(Fault):
+    """A fault of the one backend, of several, that is asked first."""
+
+    def __init__(self, fake: FakeBackend, hit_first: list[FakeBackend], **values: Any) -> None:
+        super().__init__(**values)
+        self._fake = fake
+        self._hit_first = hit_first
+
+    def hits(self) -> bool:
+        if not self._hit_first:
+            self._hit_first.append(self._fake)
+        return self._hit_first[0] is self._fake
+
+
 class Hasty(random.Random):
     """Every pause as short as it may be, so that the suite is quick."""
 
@@ -213,15 +227,16 @@ class Fleet:
     def all_fakes(self) -> list[FakeBackend]:
         return [*self.ollama.values(), *self.llama.values()]
 
-    def fail_first(self, question: Question, kind: str, *, count: int | None = 1, **values: Any) -> Fault:
-        """Whoever is asked first has the fault, `count` times over the whole fleet."""
-        fault = Fault(kind, count=count, path=question.backend_path, **values)
+    def fail_first(self, question: Question, kind: str, **values: Any) -> None:
+        """The node that is asked first has the fault from then on, the others never."""
+        hit_first: list[FakeBackend] = []
         for fake in self.fakes(question.model):
-            fake.faults.append(fault)
-        return fault
+            fake.faults.append(FaultOfOne(fake, hit_first, kind=kind, path=question.backend_path, **values))
 
     def fail_all(self, question: Question, kind: str, **values: Any) -> None:
-        self.fail_first(question, kind, count=None, **values)
+        """Every node has the fault, always."""
+        for fake in self.fakes(question.model):
+            fake.fault(kind, path=question.backend_path, **{"count": None, **values})
 
     def requests(self, question: Question) -> int:
         """Upstream calls for the question's path since the last reset."""
