@@ -12,7 +12,7 @@ import logging
 import os
 import random
 import sqlite3
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from ipaddress import ip_address
 from typing import Any
@@ -56,7 +56,7 @@ _log = logging.getLogger(__name__)
 Loop = Callable[[], Coroutine[Any, Any, None]]
 
 _SWEEP_S = 1.0
-_NETWORKS_S = 10.0
+_ADDRESSES_S = 3.0
 _PERSIST_S = 10.0
 _PRUNE_S = 3600.0
 _POOL_IDLE_S = 30.0
@@ -78,6 +78,8 @@ class Router:
         self._join_command = join_command
         self._lock = FileLock(self.data_dir.lock_file)
         self._near: Neighbourhood = neighbourhood(own_networks(), settings.allow_net)
+        self._addresses: tuple[str, ...] = ()
+        """Those of this machine that the server listens on."""
         self._known: dict[str, Principal] = {}
         self._saved_models: dict[str, tuple[str, ...]] = {}
         self._server: QuietServer | None = None
@@ -91,7 +93,9 @@ class Router:
             self.data_dir.ensure()
             free = self._lock.acquire()
         except OSError as error:
-            raise StartError(f"The data folder {folder} cannot be used: {error.strerror or error}.") from error
+            raise StartError(
+                f"The data folder {folder} cannot be used: {error.strerror or error}."
+            ) from error
         if not free:
             raise StartError(f"A router already runs on {folder}; stop it, or use another --data-dir.")
         try:
@@ -107,7 +111,9 @@ class Router:
                 sock.close()
             self._lock.release()
             raise
-        self.urls = router_urls(self.settings.host, self.port, own_addresses())
+        self._bound = tuple(sock.getsockname()[0] for sock in self._sockets)
+        self._addresses = listened_on(self._bound, own_addresses())
+        self.urls = router_urls(self.settings.host, self.port, self._addresses)
 
     def close(self) -> None:
         """Give back what `open` took."""
@@ -133,7 +139,11 @@ class Router:
             max_attempts=settings.max_attempts,
         )
         self.room = WaitingRoom(self.registry, policy, clock, max_waiting=settings.max_waiting)
-        self.pool = Pool(idle_s=_POOL_IDLE_S, connect_timeout_s=settings.connect_timeout_s)
+        self.pool = Pool(
+            idle_s=_POOL_IDLE_S,
+            connect_timeout_s=settings.connect_timeout_s,
+            unheard_timeout_s=settings.connect_timeout_s,
+        )
         self.prober = Prober(
             self.registry,
             signer,
@@ -198,17 +208,18 @@ class Router:
             ("traces", self.traces.run),
             ("liveness", self._sweep),
             ("probes", self.prober.run),
+            ("addresses", self._watch_addresses),
             ("persistence", self._persist),
         ]
         if self.settings.mdns and self._is_reachable_from_outside():
-            announcement = Announcement(self.identity.router_id, self.port, own_addresses, self.clock)
+            announcement = Announcement(
+                self.identity.router_id, self.port, lambda: self._addresses, self.clock
+            )
             loops.append(("mdns", announcement.run))
         try:
             for name, loop in loops:
                 self.tasks.spawn(self._supervised(name, loop), name=name)
-            write_router_file(
-                self.data_dir, RouterFile(self.identity.router_id, self.boot, os.getpid(), self.urls)
-            )
+            self._say_where()
             self._warn_if_public()
             self.status.phase = "serving"
             if started is not None:
@@ -261,22 +272,10 @@ class Router:
         self.room.wake()
 
     async def _sweep(self) -> None:
-        looked_s = self.clock.now_s()
         while True:
             await self.clock.sleep(_SWEEP_S)
-            now_s = self.clock.now_s()
-            self.registry.sweep(now_s)
+            self.registry.sweep(self.clock.now_s())
             self._react()
-            if now_s - looked_s >= _NETWORKS_S:
-                looked_s = now_s
-                await self._look_at_networks()
-
-    async def _look_at_networks(self) -> None:
-        networks = await asyncio.to_thread(own_networks)
-        near = neighbourhood(networks, self.settings.allow_net)
-        if near != self._near:
-            self._near = near
-            self._known.clear()
 
     async def _persist(self) -> None:
         pruned_s = float("-inf")
@@ -313,6 +312,31 @@ class Router:
 
     # -- addresses -----------------------------------------------------------------------------------------
 
+    async def _watch_addresses(self) -> None:
+        """A new address means other neighbours, another announcement, and other URLs in the next token."""
+        while True:
+            await self.clock.sleep(_ADDRESSES_S)
+            networks = await asyncio.to_thread(own_networks)
+            near = neighbourhood(networks, self.settings.allow_net)
+            if near != self._near:
+                self._near = near
+                self._known.clear()
+            addresses = listened_on(self._bound, await asyncio.to_thread(own_addresses))
+            if addresses != self._addresses:
+                self._addresses = addresses
+                self.pool.close_idle()  # kept connections may leave from an address that is gone
+                self.urls = router_urls(self.settings.host, self.port, addresses)
+                _log.info("this machine's addresses changed; agents reach it at %s", ", ".join(self.urls))
+                self._say_where()
+                self._warn_if_public()
+
+    def _say_where(self) -> None:
+        router = RouterFile(self.identity.router_id, self.boot, os.getpid(), self.urls)
+        try:
+            write_router_file(self.data_dir, router)
+        except OSError as error:  # a full disk: `herd join` names an old address until the next change
+            _log.warning("The router's addresses cannot be written down: %s", error)
+
     def _is_reachable_from_outside(self) -> bool:
         try:
             return not ip_address(self.settings.host.strip("[]")).is_loopback
@@ -322,7 +346,7 @@ class Router:
     def _warn_if_public(self) -> None:
         if not self._is_reachable_from_outside():
             return
-        public = [address for address in own_addresses() if ip_address(address).is_global]
+        public = [address for address in self._addresses if ip_address(address).is_global]
         if public:
             _log.warning(
                 "This machine has the public address %s: its network neighbours can use every model here. "
@@ -330,6 +354,13 @@ class Router:
                 public[0],
                 self.port,
             )
+
+
+def listened_on(bound: Sequence[str], own: Sequence[str]) -> tuple[str, ...]:
+    """Those of our own addresses that a server bound to `bound` answers on; a wildcard is a whole family."""
+    here = [ip_address(address.partition("%")[0]) for address in bound]
+    every = {address.version for address in here if address.is_unspecified}
+    return tuple(address for address in own if (ip := ip_address(address)).version in every or ip in here)
 
 
 def _deadlines(settings: Settings) -> Deadlines:

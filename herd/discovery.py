@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from ipaddress import ip_address
 
 from zeroconf import Error as ZeroconfError
@@ -18,27 +18,31 @@ from herd_node.runtime.clock import Clock
 
 _log = logging.getLogger(__name__)
 SERVICE = "_fleet-manager._tcp.local."
-_LOOK_S = 5.0
+_LOOK_S = 1.0
+_RETRY_S = 60.0
 
 
 class Announcement:
-    """Announces while `run` runs; anew whenever the machine's addresses change."""
+    """Announces while `run` runs; anew whenever `addresses`, the router's own, change."""
 
     def __init__(
-        self, router_id: str, port: int, own_addresses: Callable[[], list[str]], clock: Clock
+        self, router_id: str, port: int, addresses: Callable[[], Sequence[str]], clock: Clock
     ) -> None:
         self._router_id = router_id
         self._port = port
-        self._own_addresses = own_addresses
+        self._addresses = addresses
         self._clock = clock
 
     async def run(self) -> None:
-        """For ever. A machine without multicast is said once and looked at again with its next address."""
+        """For ever. A machine without multicast is said once and looked at again each minute."""
         while True:
-            addresses = announceable(self._own_addresses())
+            addresses = announceable(self._addresses())
             zeroconf = await self._announce(addresses) if addresses else None
+            until_s = self._clock.now_s() + _RETRY_S
             try:
-                while announceable(self._own_addresses()) == addresses:
+                while announceable(self._addresses()) == addresses:
+                    if addresses and zeroconf is None and self._clock.now_s() >= until_s:
+                        break
                     await self._clock.sleep(_LOOK_S)
             finally:
                 if zeroconf is not None:
@@ -50,11 +54,13 @@ class Announcement:
         try:
             zeroconf = _open()
             await zeroconf.async_register_service(self._info(addresses), allow_name_change=True)
-        except (OSError, ZeroconfError) as error:
+        except (OSError, RuntimeError, ZeroconfError) as error:  # RuntimeError: no interface is up
             logs.once(_log, "mdns", "mDNS is not available here (%s); give agents --router-url", error)
             if zeroconf is not None:
-                await zeroconf.async_close()
+                with contextlib.suppress(OSError):
+                    await zeroconf.async_close()
             return None
+        logs.forget(_log, "mdns")
         _log.info("announced by mDNS at %s", ", ".join(addresses))
         return zeroconf
 
@@ -70,7 +76,7 @@ class Announcement:
         )
 
 
-def announceable(addresses: list[str]) -> tuple[str, ...]:
+def announceable(addresses: Sequence[str]) -> tuple[str, ...]:
     """What another machine could use: neither loopback nor link-local, IPv4 first."""
     ips = [ip_address(address) for address in addresses]
     usable = [ip for ip in ips if not (ip.is_loopback or ip.is_link_local or ip.is_multicast)]

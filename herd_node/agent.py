@@ -10,6 +10,7 @@ The end: the first signal drains (beats say so, new calls are refused, what runs
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 from collections.abc import Callable, Coroutine, Sequence
@@ -52,6 +53,7 @@ LEAST_LOOK_GAP_S = 0.2
 #: One that is there and not ready yet is looked at more often than every beat.
 LOADING_POLL_S = 1.0
 _FETCH_AGAIN_S = 30.0
+FIRST_BEAT_S = 2.0
 _LAST_BEAT_S = 2.0
 _GRACEFUL_S = 2.0
 
@@ -89,6 +91,8 @@ class Watch:
         self._clock = clock
         self._interval_s = interval_s
         self._wake = asyncio.Event()
+        self.asked = asyncio.Event()
+        """It was polled once: what it says is not a guess any more."""
 
     def wake(self) -> None:
         self._wake.set()
@@ -99,6 +103,7 @@ class Watch:
             self._wake.clear()
             began_s = self._clock.now_s()
             reading = await self.backend.poll(began_s)
+            self.asked.set()
             seen(self)
             waits_for_it = not reading.ready and reading.kind is not None
             try:
@@ -165,7 +170,7 @@ class Agent:
             relay=self._relay,
             clock=clock,
         )
-        self._finder = RouterFinder(self._tasks, clock, self._changed)
+        self._finder = RouterFinder(self._tasks, clock, self._changed, lambda: self._addresses)
         self.client = RouterClient(
             Link(
                 membership=start.membership,
@@ -191,7 +196,7 @@ class Agent:
         for watch in self.watches:
             self._loop(f"poll {watch.backend.url}", lambda watch=watch: watch.run(self._seen))  # type: ignore[misc]
         self._loop("sensors", self._read_sensors)
-        self._loop("heartbeat", self.client.run)
+        self._loop("heartbeat", self._beat_for_ever)
         if not self._start.settings.router_url:
             self._loop("mdns", self._finder.run)
         for watch in self.watches:
@@ -252,6 +257,14 @@ class Agent:
             in_flight=self.gateway.calls.by_model(),
         )
 
+    async def _beat_for_ever(self) -> None:
+        """The first beat waits a moment for the backends: one without models would say that they are gone."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FIRST_BEAT_S):
+                for watch in self.watches:
+                    await watch.asked.wait()
+        await self.client.run()
+
     def _states(self) -> list[BackendState]:
         return [state for watch in self.watches if (state := watch.state()) is not None]
 
@@ -275,6 +288,8 @@ class Agent:
         if now != self._standing:
             self._standing = now
             self._changed()
+        if not all(watch.asked.is_set() for watch in self.watches):
+            return
         sentence = _about_backends(states)
         if sentence != self._said:
             self._said = sentence

@@ -6,9 +6,9 @@ that id gets one signed beat, which teaches it nothing, and no signed reply come
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from ipaddress import ip_address
 
 from zeroconf import IPVersion, ServiceStateChange, Zeroconf
@@ -20,8 +20,10 @@ from herd_node.runtime.tasks import Tasks
 
 SERVICE = "_fleet-manager._tcp.local."
 _RESOLVE_MS = 3000
+_LOOK_S = 1.0
 _RETRY_S = 60.0
 _MOST_ROUTERS = 64
+_MOST_URLS = 8
 
 _log = logging.getLogger(__name__)
 
@@ -29,33 +31,48 @@ _log = logging.getLogger(__name__)
 class RouterFinder:
     """Listens while `run` runs. `on_found` is called when an address became known."""
 
-    def __init__(self, tasks: Tasks, clock: Clock, on_found: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        tasks: Tasks,
+        clock: Clock,
+        on_found: Callable[[], None],
+        own_addresses: Callable[[], Sequence[str]],
+    ) -> None:
         self._tasks = tasks
         self._clock = clock
         self._on_found = on_found
+        self._own_addresses = own_addresses
         self._seen: dict[str, tuple[str, tuple[str, ...]]] = {}
         """Service name → (router id, URLs)."""
 
     def urls_of(self, router_id: str) -> tuple[str, ...]:
-        return tuple(
-            dict.fromkeys(url for known, urls in self._seen.values() if known == router_id for url in urls)
-        )
+        """At most so many that trying them all is soon done, whoever announces them."""
+        urls = (url for known, urls in self._seen.values() if known == router_id for url in urls)
+        return tuple(dict.fromkeys(urls))[:_MOST_URLS]
 
     async def run(self) -> None:
-        """For ever. A machine without multicast is said once and looked at again each minute."""
+        """For ever; anew whenever the machine's addresses change, because an interface that was not up yet
+        is not listened on. A machine without multicast is said once and looked at again each minute."""
         while True:
             try:
                 zeroconf = _open()
-            except OSError as error:
+            except (OSError, RuntimeError) as error:  # RuntimeError: no interface is up
                 once(_log, "mdns", "mDNS is not available here (%s); routers are not found by it", error)
-                await self._clock.sleep(_RETRY_S)
+                await self._until_addresses_change(_RETRY_S)
                 continue
             browser = AsyncServiceBrowser(zeroconf.zeroconf, SERVICE, handlers=[self._changed])
             try:
-                await asyncio.get_running_loop().create_future()
+                await self._until_addresses_change(float("inf"))
             finally:
-                await browser.async_cancel()
-                await zeroconf.async_close()
+                with contextlib.suppress(OSError):  # the interface it spoke on may be gone
+                    await browser.async_cancel()
+                    await zeroconf.async_close()
+
+    async def _until_addresses_change(self, at_most_s: float) -> None:
+        before = self._own_addresses()
+        until_s = self._clock.now_s() + at_most_s
+        while self._own_addresses() == before and self._clock.now_s() < until_s:
+            await self._clock.sleep(_LOOK_S)
 
     def _changed(
         self, zeroconf: Zeroconf, service_type: str, name: str, state_change: ServiceStateChange

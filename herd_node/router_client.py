@@ -30,6 +30,8 @@ from herd_node.runtime.clock import Clock
 
 TARGET = "/heartbeat"
 LEAST_GAP_S = 0.2
+#: A router's reason for a node that it has not called yet: every node begins so, and nothing is wrong.
+NOT_CALLED_YET = "not probed yet"
 RETRY_S = 5.0
 _MAX_REPLY_BYTES = 64 * 1024
 _ANSWER_TIMEOUT_S = 5.0
@@ -107,6 +109,8 @@ class RouterClient:
         self._router_boot: str | None = None
         self._refused: set[tuple[str, bytes]] = set()
         self._good_url = ""
+        self._silent: set[str] = set()
+        """Addresses where nobody answered in the last try: the others come first."""
         self._said = ""
         self._last_sent_s = float("-inf")
         self._trying = False
@@ -162,7 +166,9 @@ class RouterClient:
         for url in self._urls(credential, candidates):
             outcome = await self._try(url, credential)
             if not isinstance(outcome, Unreached):
+                self._silent.clear()
                 break
+            self._silent.add(url)
         if outcome is None:
             self._say(f"Looking for the router {credential.router_id or ''} on the local network (mDNS).")
             return None
@@ -170,14 +176,15 @@ class RouterClient:
         return outcome
 
     def _urls(self, credential: Credential, candidates: Sequence[Credential]) -> tuple[str, ...]:
-        """Where to try, the address that worked last first."""
+        """Where to try, the address that worked last first, those that were silent last."""
         if self._link.router_url:
             return (self._link.router_url,)
         same = [one for one in candidates if one.router_id == credential.router_id is not None]
         found = self._link.finder.urls_of(credential.router_id) if credential.router_id else ()
         known = (*credential.urls, *(url for one in same for url in one.urls), *found)
         first = (self._good_url,) if self._good_url in known else ()
-        return tuple(dict.fromkeys((*first, *known)))
+        self._silent.intersection_update(known)
+        return tuple(sorted(dict.fromkeys((*first, *known)), key=self._silent.__contains__))
 
     async def _try(self, url: str, credential: Credential) -> Outcome:
         outcome = await self._send(url, credential)
@@ -273,6 +280,8 @@ class RouterClient:
         name = link.membership.node_id
         if reply.state == "online":
             self._say(f"Node {name} is online at the router {url}.")
+        elif reply.state == "unreachable" and reply.reason == NOT_CALLED_YET:
+            self._say(f"The router at {url} knows node {name} now; waiting for its first call.")
         else:
             self._say(
                 f"Node {name} is {reply.state} at the router {url}: {reply.reason or 'no reason given'}"

@@ -30,6 +30,7 @@ class LlamaCpp(Polled):
     _probed: tuple[str, bool] | None = None
     _tried: tuple[str, float] = ("", 0.0)
     _slept_at_s: float | None = None
+    _first_seen_wall_s: float | None = None
     _slots_seen: tuple[float, int | None] = (float("-inf"), None)
 
     async def _read(self, now_s: float) -> Reading:
@@ -50,7 +51,6 @@ class LlamaCpp(Polled):
         # 2. what is asked once a model
         asleep = props.fields.get("is_sleeping") is True
         self._slept_at_s = (now_s if self._slept_at_s is None else self._slept_at_s) if asleep else None
-        self._first_seen_wall_s: float | None = None
         self._upstream_id = text(entries[0].get("id")) or ""
         embeds = await self._embeds(now_s, asleep)
         # 3. the entry

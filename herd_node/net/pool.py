@@ -56,11 +56,15 @@ class Pool:
         *,
         idle_s: float,
         connect_timeout_s: float = 2.0,
+        unheard_timeout_s: float | None = None,
         max_head_bytes: int = 65536,
         max_buffer_bytes: int = 262144,
     ) -> None:
         self.max_head_bytes = max_head_bytes
         self.max_buffer_bytes = max_buffer_bytes
+        self.unheard_timeout_s = unheard_timeout_s
+        """What was sent and not acknowledged for so long is taken for a connection that never came about: a
+        kept one leads nowhere once the host behind it, or our own address, is gone (Linux)."""
         self._idle_s = idle_s
         self._connect_timeout_s = connect_timeout_s
         self._open: set[Connection] = set()

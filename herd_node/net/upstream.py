@@ -7,6 +7,8 @@ happens on the wire. Never half-closes: Ollama takes that for a hang-up.
 from __future__ import annotations
 
 import asyncio
+import socket
+import sys
 from collections.abc import Callable
 from typing import NamedTuple, Protocol, cast
 
@@ -44,7 +46,7 @@ class ConnectRefused(NotConnected):
 
 
 class ConnectTimeout(NotConnected):
-    """No connection within connect_timeout_s."""
+    """No connection within connect_timeout_s, or nothing of what was sent arrived within unheard_timeout_s."""
 
 
 class ConnectFailed(NotConnected):
@@ -236,6 +238,7 @@ class Owner(Protocol):
 
     max_head_bytes: int
     max_buffer_bytes: int
+    unheard_timeout_s: float | None
 
     def opened(self, connection: Connection) -> None: ...
     def closed(self, connection: Connection) -> None: ...
@@ -370,6 +373,11 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        if self._pool.unheard_timeout_s is not None and sys.platform == "linux":
+            sock = transport.get_extra_info("socket")
+            sock.setsockopt(
+                socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(1000 * self._pool.unheard_timeout_s)
+            )
         self._pool.opened(self)
 
     def data_received(self, data: bytes) -> None:
@@ -410,7 +418,9 @@ class Connection(asyncio.Protocol):
         if upstream is None:
             return
         upstream.keep_alive = False
-        if not upstream.status:
+        if isinstance(exc, TimeoutError) and not self.answered:
+            upstream.fail(ConnectTimeout("nothing that was sent arrived"))
+        elif not upstream.status:
             upstream.fail(ResetBeforeHead("the connection was closed before an answer began"))
         elif upstream.until_close and exc is None:
             upstream.end()

@@ -136,7 +136,11 @@ class FakeBackend:
             connection.reset()
 
     async def _listen(self, port: int) -> asyncio.Server:
-        raw = socket.create_server(("127.0.0.1", port), backlog=512)
+        # The protocol is named so that asyncio sets TCP_NODELAY: a real Ollama (Go) has it too.
+        raw = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        raw.bind(("127.0.0.1", port))
+        raw.listen(512)
         loop = asyncio.get_running_loop()
         return await loop.create_server(
             lambda: Connection(self._serve, self._accepted, self.dialect.idle_s), sock=raw
