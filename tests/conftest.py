@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,4 +25,6 @@ def small_model_path() -> Path:
     if named:
         return Path(named)
     folder = default_root() / "models"
-    return asyncio.run(small_model.fetch(folder, lambda stage, done, total: None))
+    if not small_model.is_there(folder):
+        subprocess.run([sys.executable, "-m", "herd_node.fetch", str(folder)], check=True)
+    return small_model.model_file(folder)
