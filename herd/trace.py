@@ -11,6 +11,11 @@ Status = Literal[
     "started", "completed", "retried", "failed", "client_gone", "rejected", "interrupted", "no_output"
 ]
 
+#: Exactly one row of a request has one of these once it has ended.
+ENDED: frozenset[Status] = frozenset(
+    {"completed", "failed", "client_gone", "rejected", "interrupted", "no_output"}
+)
+
 #: The seven signals, in the order in which a card's values stand (docs/scheduling.md §2).
 SIGNALS: tuple[str, ...] = (
     "thermal",

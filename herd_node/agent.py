@@ -299,7 +299,10 @@ class Agent:
         while True:
             await self._start.clock.sleep(self._start.settings.heartbeat_interval)
             self._host = await asyncio.to_thread(_read_host, self._sensors)
-            self._addresses = await asyncio.to_thread(_addresses, self._start.settings)
+            addresses = await asyncio.to_thread(_addresses, self._start.settings)
+            if addresses != self._addresses:
+                self._addresses = addresses
+                self._changed()
 
     async def _start_embedded(self, server: EmbeddedServer) -> None:
         """Fetch the small model if it is not there, however long that takes, then start the child."""

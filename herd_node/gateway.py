@@ -13,7 +13,7 @@ Decision, in this order (docs/protocol.md §2, §4):
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -37,11 +37,15 @@ _HASH_IN_THREAD_BYTES = 256 * 1024
 _TAKES_A_SLOT = frozenset({"chat", "completion", "generate", "embedding"})
 
 
+Runner = tuple[str, str]
+"""Backend id and weights (or name)."""
+
+
 class Live(NamedTuple):
     """A call that runs. `runner` is what its slot belongs to: entries with the same weights share one."""
 
     model: str
-    runner: Hashable
+    runner: Runner
     number: int
 
 
@@ -51,6 +55,7 @@ class Calls:
     def __init__(self) -> None:
         self._live: set[Live] = set()
         self._numbers = 0
+        self._used: set[str] = set()
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -61,15 +66,24 @@ class Calls:
         names = [call.model for call in self._live]
         return {name: names.count(name) for name in sorted(set(names))}
 
-    def on_runner(self, runner: Hashable) -> int:
+    def on_runner(self, runner: Runner) -> int:
         return sum(call.runner == runner for call in self._live)
+
+    def may_be_at_work(self, backend_id: str) -> bool:
+        """Something runs there, or ran there since it was last seen idle: a hang-up is not heard at once."""
+        return backend_id in self._used
+
+    def seen_idle(self, backend_id: str) -> None:
+        if not any(call.runner[0] == backend_id for call in self._live):
+            self._used.discard(backend_id)
 
     async def until_idle(self) -> None:
         await self._idle.wait()
 
     @contextmanager
-    def one(self, model: str, runner: Hashable) -> Iterator[Live]:
+    def one(self, model: str, runner: Runner) -> Iterator[Live]:
         self._numbers += 1
+        self._used.add(runner[0])
         call = Live(model, runner, self._numbers)
         self._live.add(call)
         self._idle.clear()

@@ -133,6 +133,8 @@ class Relay:
                 self._on_trouble()
             elapsed_s = self._clock.now_s() - began_s
             status, body = call.reader.whole(upstream.status, whole, elapsed_s=elapsed_s)
+            if 300 <= upstream.status < 400:
+                status = upstream.status  # never followed, and not to be tried on another node either
             await exchange.respond(status, _json_headers(upstream), body)
         except PoolError as error:
             raise self._trouble(error) from error

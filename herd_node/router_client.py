@@ -306,12 +306,13 @@ class RouterClient:
 
 
 def control_client() -> httpx.AsyncClient:
-    """The client for beats: no proxy, no redirect, short."""
+    """The client for beats: no proxy, no redirect, short. No connection is kept: after a change of address,
+    here or there, one leads nowhere and says so late."""
     return httpx.AsyncClient(
         trust_env=False,
         follow_redirects=False,
         timeout=httpx.Timeout(_ANSWER_TIMEOUT_S, connect=_CONNECT_TIMEOUT_S),
-        limits=httpx.Limits(max_connections=8, keepalive_expiry=30.0),
+        limits=httpx.Limits(max_connections=8, max_keepalive_connections=0),
     )
 
 

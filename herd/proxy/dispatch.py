@@ -29,7 +29,7 @@ from herd.proxy.slots import Granted, WaitingRoom
 from herd.proxy.trace_writer import TraceWriter
 from herd.request import InferenceRequest
 from herd.scheduling.plan import Attempt, History, Reject
-from herd.trace import Status, Trace
+from herd.trace import ENDED, Status, Trace
 from herd_node.net.exchange import ClientGone, Exchange
 from herd_node.net.pool import (
     BadResponse,
@@ -420,7 +420,7 @@ class _Run:
     async def _refuse(self, reject: Reject) -> None:
         """No node: the planner's own sentence, or the last failure when attempts were made."""
         failure = self.last_failure
-        if failure is not None and reject.status in (None, 404):
+        if failure is not None and (reject.status in (None, 404) or failure.error.status == 429):
             await self._give_up(failure.error)
             return
         if reject.status == 404:
@@ -457,6 +457,10 @@ class _Run:
 
     async def _tripped(self, cause: Cause) -> None:
         """A deadline, the client or the drain interrupted it."""
+        has_ended = self.sent is None and self.last_row is not None and self.last_row.status in ENDED
+        if has_ended and self.exchange.started:  # the last bytes were on their way
+            self.exchange.abort()
+            return
         if cause in ("client_gone", "client_stalled"):
             self._end_client_gone()
             if self.exchange.started:
@@ -510,7 +514,7 @@ class _Run:
         """The last attempt's row, or the request's own if it never had one, becomes the final one."""
         if self.last_row is None:
             self._record(status, error=error)
-        elif self.last_row.status == "retried":
+        elif self.last_row.status not in ENDED:
             self._put(self.last_row._replace(status=status))
 
     def _cut_short(self) -> AttemptResult:

@@ -57,9 +57,14 @@ class Prober:
 
     async def run(self) -> None:
         """For ever."""
-        # Nodes are on the local network: proxies, redirects and cookies have no business there.
+        # Nodes are on the local network: proxies, redirects and cookies have no business there. And a probe
+        # asks whether a connection can be made, so none is kept.
         async with httpx.AsyncClient(
-            trust_env=False, follow_redirects=False, timeout=self._timeout, verify=False
+            trust_env=False,
+            follow_redirects=False,
+            timeout=self._timeout,
+            verify=False,
+            limits=httpx.Limits(max_keepalive_connections=0),
         ) as client:
             while True:
                 for target in self._registry.probes_due(self._clock.now_s()):

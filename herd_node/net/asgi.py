@@ -13,13 +13,12 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from contextvars import ContextVar
 from typing import Any
 
-from herd_node.net.exchange import BodyTooLarge, ClientGone, Exchange, ExchangeError, Headers
+from herd_node.net.exchange import BodyTooLarge, ClientGone, ExchangeError, Handler, Headers
 from herd_node.runtime.tasks import Tasks
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
-Handler = Callable[[Exchange], Awaitable[None]]
 _NO_BODY = (204, 304)
 _cut_on_purpose: ContextVar[bool] = ContextVar("cut_on_purpose", default=False)
 

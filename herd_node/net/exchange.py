@@ -1,12 +1,13 @@
 """One HTTP request of a client, as the handlers of both programs see it.
 
-Handlers are written against `Exchange` alone; `asgi` binds it to uvicorn's ASGI interface. Nothing that
-protects (admission, limits, keys) belongs here: that is a function which every binding's handler calls.
+Handlers are written against `Exchange` alone; `asgi` binds it to uvicorn's ASGI interface, `lane` to its
+protocol class. Nothing that protects (admission, limits, keys) belongs here: that is a function which every
+binding's handler calls.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 Headers = Sequence[tuple[bytes, bytes]]
@@ -62,7 +63,7 @@ class Exchange(Protocol):
         """
 
     async def start(self, status: int, headers: Headers) -> None:
-        """Send the head. Without a content-length the body is chunked."""
+        """Send the head; names in lower case. Without a content-length the body is chunked."""
 
     async def send(self, chunk: bytes) -> None:
         """Send a piece of the body; waits while the client is slow. Raises ClientGone."""
@@ -75,3 +76,6 @@ class Exchange(Protocol):
 
     def abort(self) -> None:
         """After `start`: the body ends here, improperly, so that the client sees it was cut."""
+
+
+Handler = Callable[[Exchange], Awaitable[None]]

@@ -11,25 +11,16 @@ uvicorn's. What is used of it is pinned by tests/net/test_uvicorn_contract.py.
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Callable, Mapping
-from contextlib import suppress
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Mapping
+from typing import ClassVar
 
-from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from herd_node.net.exchange import BodyTooLarge, ClientGone, ExchangeError, Handler, Headers
-
-_log = logging.getLogger(__name__)
+from herd_node.net.exchange import Handler
+from herd_node.net.lane_exchange import LaneExchange
 
 #: Expect and Upgrade are conversations; a body without a length is counted while it comes. Not for the lane.
 _NOT_PLAIN = frozenset({b"expect", b"upgrade", b"transfer-encoding"})
-_NO_BODY = (204, 304)
-#: Up to here a body is joined to what stands before it: one write. A longer one is not copied.
-_ONE_WRITE_BYTES = 64 * 1024
-#: After a cut, so long for what was written before to leave: a client that reads nothing would keep it.
-_LINGER_S = 5.0
 
 
 def lane_protocol(routes: Mapping[str, Handler], max_body_bytes: int) -> type[asyncio.Protocol]:
@@ -49,6 +40,8 @@ class _Lane(HttpToolsProtocol):
     routes_by_url: ClassVar[dict[bytes, tuple[str, Handler]]]
     most_bytes: ClassVar[int]
     _latest: LaneExchange | None = None
+    _taking: LaneExchange | None = None
+    """Whose body comes in; None while it is one for ASGI."""
 
     def on_message_begin(self) -> None:
         self.url, self.headers, self.expect_100_continue = b"", [], False  # no scope: most need none
@@ -62,24 +55,21 @@ class _Lane(HttpToolsProtocol):
         path, handler = found
         old = self.parser.get_http_version() == "1.0"
         keep_alive = not old and self.parser.should_keep_alive()
-        request = _Request(path, self.url.decode("latin-1"), self.headers, length, keep_alive, not old)
-        exchange = LaneExchange(self, request)
-        self.cycle = self._latest = exchange  # type: ignore[assignment]
+        exchange = self._latest = self._taking = LaneExchange(self, path, length, keep_alive, not old)
+        self.cycle = exchange  # type: ignore[assignment]
         task = self.loop.create_task(exchange.run(handler), name=path)
         self.tasks.add(task)  # uvicorn's: a graceful stop waits for them, a forced one cancels them
         task.add_done_callback(self.tasks.discard)
 
     def on_body(self, body: bytes) -> None:
-        exchange = self._latest
-        if exchange is not None and exchange is self.cycle:
-            exchange.feed(body)
+        if self._taking is not None:
+            self._taking.feed(body)
         else:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        exchange = self._latest
-        if exchange is not None and exchange is self.cycle:
-            exchange.fed()
+        if self._taking is not None:
+            self._taking.fed()
         else:
             super().on_message_complete()
 
@@ -102,158 +92,9 @@ class _Lane(HttpToolsProtocol):
 
     def _go_on_to_asgi(self) -> None:
         """What `on_message_begin` left out, then what uvicorn does."""
+        self._taking = None
         url, headers, expects = self.url, self.headers, self.expect_100_continue
         super().on_message_begin()
         self.url, self.expect_100_continue = url, expects
         self.headers.extend(headers)  # the list that the scope holds
         super().on_headers_complete()
-
-
-class _Request(NamedTuple):
-    path: str
-    target: str
-    headers: Headers
-    content_length: int
-    keep_alive: bool
-    chunks: bool
-    """The client knows chunked bodies: not HTTP/1.0."""
-
-
-class _Unheard:
-    """uvicorn's cycle has an event that wakes its reader; the lane has a future of its own."""
-
-    def set(self) -> None:
-        return
-
-
-class LaneExchange:
-    """See `Exchange`, and uvicorn's RequestResponseCycle for the first four attributes."""
-
-    __slots__ = (
-        "_buffered_bytes",
-        "_callbacks",
-        "_chunks",
-        "_cut",
-        "_head",
-        "_lane",
-        "_left_bytes",
-        "_pieces",
-        "_waiter",
-        "_whole",
-        "content_length",
-        "disconnected",
-        "gone",
-        "headers",
-        "keep_alive",
-        "path",
-        "peer",
-        "response_complete",
-        "started",
-        "target",
-    )
-    message_event = _Unheard()
-    method = "POST"
-
-    def __init__(self, lane: _Lane, request: _Request) -> None:
-        self.path, self.target, self.headers, length, self.keep_alive, self._chunks = request
-        self.content_length: int | None = length
-        self.peer = lane.client[0].removeprefix("::ffff:") if lane.client else ""
-        self.response_complete = self.disconnected = False
-        self.started = self.gone = self._cut = self._whole = False
-        self._lane = lane
-        self._head = b""
-        self._left_bytes: int | None = None
-        """Of the answer, as its content-length says; None where it does not."""
-        self._pieces: list[bytes] = []
-        self._buffered_bytes = 0
-        self._waiter: asyncio.Future[None] | None = None
-        self._callbacks: list[Callable[[], None]] = []
-
-    async def run(self, handler: Handler) -> None:
-        """The request's task."""
-        try:
-            await handler(self)
-            if not (self.response_complete or self._cut or self.gone):
-                raise ExchangeError("the handler returned without ending its answer")
-        except ClientGone:
-            pass  # nobody is left to answer
-        except Exception:
-            _log.exception("error in the handler of %s", self.path)
-            if not self.started:
-                with suppress(ClientGone):
-                    await self.respond(500, [(b"connection", b"close")], b"Internal Server Error")
-        finally:
-            if not self.response_complete:
-                self._close()
-
-    # --- the request --------------------------------------------------------------------------------------
-
-    def header(self, name: bytes) -> bytes | None:
-        for key, value in self.headers:
-            if key == name:
-                return value
-        return None
-
-    async def read_body(self, limit_bytes: int) -> bytes:
-        if self.content_length is not None and self.content_length > limit_bytes:
-            raise BodyTooLarge(limit_bytes)
-        if not self._whole and not self.gone:
-            self._waiter = self._lane.loop.create_future()
-            self._lane.flow.resume_reading()
-            await self._waiter
-        if self.gone:
-            raise ClientGone("the client left before its request was read")
-        pieces, self._pieces = self._pieces, []
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-    def on_gone(self, callback: Callable[[], None]) -> None:
-        if self.gone:
-            callback()
-        else:
-            self._callbacks.append(callback)
-
-    # --- called by the connection -------------------------------------------------------------------------
-
-    def feed(self, piece: bytes) -> None:
-        if self.response_complete:
-            return  # the rest of a request that has been answered
-        self._pieces.append(piece)
-        self._buffered_bytes += len(piece)
-        if self._waiter is None and self._buffered_bytes > HIGH_WATER_LIMIT:
-            self._lane.flow.pause_reading()  # nobody has asked for it yet
-
-    def fed(self) -> None:
-        self._whole = True
-        self._wake()
-
-    def leave(self) -> None:
-        """The connection is lost. Whoever leaves after the end has got everything."""
-        if self.gone or self._cut or self.response_complete:
-            return
-        self.gone = True
-        self._wake()
-        for callback in self._callbacks:
-            callback()
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    # --- the answer ---------------------------------------------------------------------------------------
-
-    async def start(self, status: int, headers: Headers) -> None:
-        await self._ready()
-        self._head = self._make_head(status, headers)
-        self._lane.loop.call_soon(self._send_head)  # unless a first piece takes it along
-
-    async def send(self, chunk: bytes) -> None:
-        await self._ready()
-        if chunk:
-            self._write(chunk, b"%x\r\n%b%b\r\n")
-
-    async def finish(self, chunk: bytes = b"") -> None:
-        await self._ready()
-        ...
-
-    async def respond(self, status: int, headers: Headers, body: bytes) -> None:
-        ...

@@ -46,7 +46,7 @@ class ConnectRefused(NotConnected):
 
 
 class ConnectTimeout(NotConnected):
-    """No connection within connect_timeout_s, or nothing of what was sent arrived within unheard_timeout_s."""
+    """No connection within connect_timeout_s, or nothing sent was heard of within unheard_timeout_s."""
 
 
 class ConnectFailed(NotConnected):

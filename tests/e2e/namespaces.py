@@ -177,14 +177,14 @@ class Host:
         self._programs.append(program)
         return program
 
-    def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def command(self, *arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
         """A client command of `herd` on this host."""
         return subprocess.run(
             [*_within(self.namespace), sys.executable, "-m", "herd", *arguments],
             capture_output=True,
             text=True,
             timeout=60,
-            env=_clean_environment({}),
+            env=_clean_environment(env or {}),
         )
 
     # -- calls -------------------------------------------------------------------------------------------
@@ -276,8 +276,8 @@ class RouterHost:
         except OSError:
             return False
 
-    def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return self.host.command(*self._where, *arguments)
+    def command(self, *arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+        return self.host.command(*self._where, *arguments, env=env)
 
     def join(self) -> dict[str, str]:
         done = self.command("join", "--json")

@@ -323,7 +323,7 @@ class Fleet:
         for node in status["nodes"]:
             assert (node["in_flight"], node["waiting"]) == (0, 0)
             assert [model["in_flight"] for model in node["models"]] == [0] * len(node["models"])
-        assert len(self.router.dispatcher.live) == 0
+        await until(lambda: not self.router.dispatcher.live, "the dispatcher to be idle", patience_s=1.5)
         return await self.rows(answer)
 
     def _is_fresh(self) -> bool:

@@ -180,14 +180,13 @@ async def test_f13_a_redirect_is_neither_followed_nor_tried_elsewhere(
         connections += 1
         writer.close()
 
-    server = await asyncio.start_server(accepted, "127.0.0.1", 0)
-    location = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
-    fleet.fail_all(question, "status", status=status, headers=(("Location", location),))
-    answer = await fleet.ask(question)
-    await refused(fleet, answer, 502)
-    assert (connections, fleet.requests(question)) == (0, 1)
-    assert "location" not in answer.headers
-    server.close()
+    async with await asyncio.start_server(accepted, "127.0.0.1", 0) as server:
+        location = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+        fleet.fail_all(question, "status", status=status, headers=(("Location", location),))
+        answer = await fleet.ask(question)
+        await refused(fleet, answer, 502)
+        assert (connections, fleet.requests(question)) == (0, 1)
+        assert "location" not in answer.headers
 
 
 @one_of(*STREAMS)

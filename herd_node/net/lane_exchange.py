@@ -1,0 +1,273 @@
+"""One request in the lane, as its handler sees it: `Exchange` on uvicorn's transport and flow control.
+
+It stands in for uvicorn's RequestResponseCycle on the connection (`herd_node.net.lane`) and writes HTTP/1.1
+answers by itself, one write for each piece. It knows nothing of what it carries, and starts no task.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from herd_node.net.exchange import BodyTooLarge, ClientGone, ExchangeError, Handler, Headers
+
+_log = logging.getLogger(__name__)
+
+_NO_BODY = (204, 304)
+_CONTROLS = bytes(code for code in (*range(32), 127) if code != 9)
+#: Up to here a body is joined to what stands before it: one write. A longer one is not copied.
+_ONE_WRITE_BYTES = 64 * 1024
+#: After a cut, so long for what was written before to leave: a client that reads nothing would keep it.
+_LINGER_S = 5.0
+
+
+class _Unheard:
+    """uvicorn sets its cycle's event when the client has left; here `leave` is called."""
+
+    def set(self) -> None:
+        return
+
+
+class LaneExchange:
+    """See `Exchange`, and uvicorn's RequestResponseCycle for the first four attributes."""
+
+    __slots__ = (
+        "_buffered_bytes",
+        "_callbacks",
+        "_chunks",
+        "_head",
+        "_lane",
+        "_left_bytes",
+        "_open",
+        "_pieces",
+        "_waiter",
+        "_whole",
+        "content_length",
+        "disconnected",
+        "gone",
+        "headers",
+        "keep_alive",
+        "path",
+        "peer",
+        "response_complete",
+        "started",
+        "target",
+    )
+    message_event = _Unheard()
+    method = "POST"
+
+    def __init__(
+        self, lane: HttpToolsProtocol, path: str, length: int, keep_alive: bool, chunks: bool
+    ) -> None:
+        self.response_complete = self.disconnected = False
+        self.keep_alive = keep_alive
+        self.path = path
+        self.target = lane.url.decode("latin-1")
+        self.headers: Headers = lane.headers
+        self.content_length: int | None = length
+        self.peer = lane.client[0].removeprefix("::ffff:") if lane.client else ""
+        self.started = self.gone = self._whole = False
+        self._open = True
+        """The answer has neither ended nor been cut, and the client is there."""
+        self._lane = lane
+        self._chunks = chunks
+        """The client knows chunked bodies: it is not one of HTTP/1.0."""
+        self._head = b""
+        """Of the answer, until a first piece takes it along."""
+        self._left_bytes: int | None = None
+        """Of the answer, where its content-length says so."""
+        self._pieces: list[bytes] = []
+        self._buffered_bytes = 0
+        self._waiter: asyncio.Future[None] | None = None
+        self._callbacks: list[Callable[[], None]] = []
+
+    async def run(self, handler: Handler) -> None:
+        """The request's task."""
+        try:
+            await handler(self)
+            if self._open:
+                raise ExchangeError("the handler returned without ending its answer")
+        except ClientGone:
+            pass  # nobody is left to answer
+        except Exception:  # noqa: BLE001 - the last line of defence: logged, never shown to the caller
+            _log.exception("error in the handler of %s", self.path)
+            if not self.started:
+                with suppress(ClientGone):
+                    await self.respond(500, [(b"connection", b"close")], b"Internal Server Error")
+        finally:
+            if self._open:
+                self._cut()
+
+    # --- the request --------------------------------------------------------------------------------------
+
+    def header(self, name: bytes) -> bytes | None:
+        for key, value in self.headers:
+            if key == name:
+                return value
+        return None
+
+    async def read_body(self, limit_bytes: int) -> bytes:
+        if self.content_length is not None and self.content_length > limit_bytes:
+            raise BodyTooLarge(limit_bytes)
+        if not self._whole and not self.gone:
+            self._waiter = self._lane.loop.create_future()
+            self._lane.flow.resume_reading()
+            await self._waiter
+        if self.gone:
+            raise ClientGone("the client left before its request was read")
+        pieces, self._pieces = self._pieces, []
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def on_gone(self, callback: Callable[[], None]) -> None:
+        if self.gone:
+            callback()
+        elif self._open:
+            self._callbacks.append(callback)
+
+    # --- called by the connection -------------------------------------------------------------------------
+
+    def feed(self, piece: bytes) -> None:
+        if not self._open:
+            return  # the rest of a request that has been answered
+        self._pieces.append(piece)
+        self._buffered_bytes += len(piece)
+        if self._waiter is None and self._buffered_bytes > HIGH_WATER_LIMIT:
+            self._lane.flow.pause_reading()  # nobody has asked for it yet
+
+    def fed(self) -> None:
+        self._whole = True
+        self._wake()
+
+    def leave(self) -> None:
+        """The connection is lost. Whoever leaves after the end has got everything."""
+        if not self._open:
+            return
+        self._open, self.gone = False, True
+        self._wake()
+        callbacks, self._callbacks = self._callbacks, []
+        for callback in callbacks:
+            callback()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    # --- the answer ---------------------------------------------------------------------------------------
+
+    async def start(self, status: int, headers: Headers) -> None:
+        if not self._open or self._lane.flow.write_paused:
+            await self._ready()
+        self._begin(status, headers)
+        self._lane.loop.call_soon(self._write, b"")  # unless a first piece takes the head along
+
+    async def send(self, chunk: bytes) -> None:
+        if not self._open or self._lane.flow.write_paused:
+            await self._ready()
+        if self._left_bytes is not None:
+            self._count(chunk)
+        elif chunk and self._chunks:
+            chunk = b"%x\r\n%b\r\n" % (len(chunk), chunk)
+        self._write(chunk)
+
+    async def finish(self, chunk: bytes = b"") -> None:
+        if not self._open or self._lane.flow.write_paused:
+            await self._ready()
+        if self._left_bytes is not None:
+            self._count(chunk)
+            if self._left_bytes:
+                raise ExchangeError("the answer is shorter than its content-length")
+        elif self._chunks:
+            chunk = b"%x\r\n%b\r\n0\r\n\r\n" % (len(chunk), chunk) if chunk else b"0\r\n\r\n"
+        self._write(chunk)
+        self._end()
+
+    async def respond(self, status: int, headers: Headers, body: bytes) -> None:
+        if not self._open or self._lane.flow.write_paused:
+            await self._ready()
+        length = () if status in _NO_BODY else ((b"content-length", b"%d" % len(body)),)
+        self._begin(status, (*headers, *length))
+        self._write(body)
+        self._end()
+
+    def abort(self) -> None:
+        if not self.started:
+            raise ExchangeError("nothing has been sent that could be cut: answer with an error instead")
+        if self._open:
+            self._cut()
+
+    async def _ready(self) -> None:
+        """Until the client takes more; raises what keeps the answer from going on."""
+        if self._open:
+            await self._lane.flow.drain()
+        if self.gone:
+            raise ClientGone("the client has left")
+        if not self._open:
+            raise ExchangeError("the answer has ended or has been cut")
+
+    def _begin(self, status: int, headers: Headers) -> None:
+        if self.started:
+            raise ExchangeError("the answer has begun already")
+        self._head = self._make_head(status, headers)
+        self.started = True
+
+    def _make_head(self, status: int, headers: Headers) -> bytes:
+        closes = False
+        lines = [STATUS_LINE[status]]
+        for name, value in (*self._lane.server_state.default_headers, *headers):
+            lines.append(b"%b: %b\r\n" % (name, value))
+            if name == b"content-length":
+                self._left_bytes = int(value)
+            elif name == b"connection":
+                closes = b"close" in value.lower()
+        if closes:
+            self.keep_alive = False
+        elif not self.keep_alive:
+            lines.append(b"connection: close\r\n")
+        if status in _NO_BODY:
+            self._left_bytes = 0
+        elif self._left_bytes is None and self._chunks:
+            lines.append(b"transfer-encoding: chunked\r\n")
+        head = b"".join(lines)
+        if len(head.translate(None, _CONTROLS)) != len(head) - 2 * len(lines):
+            raise ExchangeError("a control character inside a header")
+        return head + b"\r\n"
+
+    def _count(self, piece: bytes) -> None:
+        """An answer is as long as its head says."""
+        assert self._left_bytes is not None
+        if len(piece) > self._left_bytes:
+            raise ExchangeError("the answer is longer than its content-length")
+        self._left_bytes -= len(piece)
+
+    def _write(self, data: bytes) -> None:
+        head, self._head = self._head, b""
+        if len(data) <= _ONE_WRITE_BYTES:
+            data, head = head + data, b""
+        for part in (head, data):
+            if part:
+                self._lane.transport.write(part)
+
+    def _end(self) -> None:
+        self._open, self.response_complete = False, True
+        self._callbacks = []  # they hold the request, and uvicorn keeps this until the next one
+        if not self.keep_alive:
+            self._lane.transport.close()
+        self._lane.on_response_complete()
+
+    def _cut(self) -> None:
+        """End the connection without an end of the body."""
+        self._write(b"")
+        self._open = False
+        self._callbacks = []
+        transport = self._lane.transport
+        if not self._chunks:
+            transport.abort()  # where the end of the connection is the end of the body, only a reset cuts
+            return
+        if transport.get_write_buffer_size():
+            self._lane.loop.call_later(_LINGER_S, transport.abort)
+        transport.close()
