@@ -14,7 +14,7 @@ import contextlib
 import logging
 import socket
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from herd_node.backends.embedded import EmbeddedConfig, EmbeddedServer
 from herd_node.backends.processes import PortOwners
 from herd_node.backends.warm import WarmMemory
 from herd_node.discovery import RouterFinder
-from herd_node.gateway import Gateway
+from herd_node.gateway import Calls, Gateway
 from herd_node.membership import Membership
 from herd_node.net.asgi import asgi_endpoint
 from herd_node.net.pool import Origin
@@ -91,21 +91,23 @@ class Watch:
         self._clock = clock
         self._interval_s = interval_s
         self._wake = asyncio.Event()
+        self._slots_taken: int | None = None
         self.asked = asyncio.Event()
         """It was polled once: what it says is not a guess any more."""
 
     def wake(self) -> None:
         self._wake.set()
 
-    async def run(self, seen: Callable[[Watch], None]) -> None:
+    async def run(self, seen: Callable[[Watch], None], calls: Calls) -> None:
         """Poll for ever; `seen` hears of each reading."""
         while True:
             self._wake.clear()
             began_s = self._clock.now_s()
             reading = await self.backend.poll(began_s)
+            await self._count_slots(calls)
             self.asked.set()
             seen(self)
-            waits_for_it = not reading.ready and reading.kind is not None
+            waits_for_it = (not reading.ready and reading.kind is not None) or bool(self._slots_taken)
             try:
                 async with asyncio.timeout(LOADING_POLL_S if waits_for_it else self._interval_s):
                     await self._wake.wait()
@@ -116,11 +118,22 @@ class Watch:
             if gap_s > 0:
                 await self._clock.sleep(gap_s)
 
+    async def _count_slots(self, calls: Calls) -> None:
+        """By the server's own word, while it may be at work: asked when idle, a sleeping one would wake."""
+        self._slots_taken = None
+        if calls.may_be_at_work(self.backend.id):
+            self._slots_taken = await self.backend.slots_taken()
+            if not self._slots_taken:
+                calls.seen_idle(self.backend.id)
+
     def state(self) -> BackendState | None:
         """What beats say of it; None for a default address where nothing has ever answered."""
         reading = self.backend.reading
         if reading.kind is None and not self.named:
             return None
+        taken, models = self._slots_taken, reading.models
+        if taken is not None:
+            models = tuple(replace(model, slots_taken=taken) for model in models)
         return BackendState(
             id=self.backend.id,
             kind=reading.kind,
@@ -128,7 +141,7 @@ class Watch:
             ready=reading.ready,
             reason=reading.reason,
             max_loaded=reading.max_loaded,
-            models=reading.models,
+            models=models,
         )
 
 
@@ -169,6 +182,7 @@ class Agent:
             backends=lambda: [watch.backend for watch in self.watches],
             relay=self._relay,
             clock=clock,
+            on_ping=self._pinged,
         )
         self._finder = RouterFinder(self._tasks, clock, self._changed, lambda: self._addresses)
         self.client = RouterClient(
@@ -194,7 +208,7 @@ class Agent:
     async def serve(self) -> None:
         """Start every loop, serve until a signal has ended the drain."""
         for watch in self.watches:
-            self._loop(f"poll {watch.backend.url}", lambda watch=watch: watch.run(self._seen))  # type: ignore[misc]
+            self._loop(f"poll {watch.backend.url}", lambda watch=watch: self._poll(watch))  # type: ignore[misc]
         self._loop("sensors", self._read_sensors)
         self._loop("heartbeat", self._beat_for_ever)
         if not self._start.settings.router_url:
@@ -214,6 +228,9 @@ class Agent:
         await self._router_http.aclose()
         await self._backend_http.aclose()
         self._keep_warm_memory()
+
+    def _poll(self, watch: Watch) -> Coroutine[Any, Any, None]:
+        return watch.run(self._seen, self.gateway.calls)
 
     def _loop(self, name: str, make: Callable[[], Coroutine[Any, Any, None]]) -> None:
         self._tasks.spawn(supervise(make, name=name, clock=self._start.clock), name=name)
@@ -271,6 +288,11 @@ class Agent:
     def _changed(self) -> None:
         """The router must hear of something within 250 ms."""
         self.client.changed()
+
+    def _pinged(self) -> None:
+        """The router tries whether it can call us: ask soon what came of it."""
+        if self.client.state != "online":
+            self._changed()
 
     def _look_again(self) -> None:
         """A backend did something that its last reading does not explain, or began or ended a load."""

@@ -121,8 +121,10 @@ class Gateway:
         backends: Callable[[], Sequence[Backend]],
         relay: Relay,
         clock: Clock,
+        on_ping: Callable[[], None] = lambda: None,
     ) -> None:
         self.calls = Calls()
+        self._on_ping = on_ping
         self.draining = False
         self._node_id, self._agent_id, self._boot = node_id, agent_id, boot
         self._gate = gate
@@ -195,6 +197,7 @@ class Gateway:
         )
         headers = [(b"content-type", JSON), (auth.HEADER, signature.encode())]
         await exchange.respond(200, headers, body)
+        self._on_ping()
 
     def _choose(self, route: Route, body: bytes) -> Chosen:
         fields = _parse(body)

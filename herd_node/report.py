@@ -128,9 +128,15 @@ def _first(listed: Sequence[Model], number: int) -> tuple[Model, ...]:
 
 
 def standing(backends: Sequence[BackendState]) -> object:
-    """What must be told within 250 ms when it changes: a backend up or down, a model loaded or gone."""
+    """What must be told within 250 ms when it changes: a backend up or down, a model loaded or gone, slots
+    that are idle again."""
     return tuple(
-        (state.id, state.kind, state.ready, frozenset((model.name, model.state) for model in state.models))
+        (
+            state.id,
+            state.kind,
+            state.ready,
+            frozenset((model.name, model.state, model.slots_taken == 0) for model in state.models),
+        )
         for state in backends
     )
 

@@ -30,6 +30,9 @@ from herd_node.runtime.clock import Clock
 
 TARGET = "/heartbeat"
 LEAST_GAP_S = 0.2
+_HOW_TO_JOIN = (
+    "No router is known yet: run `herd join` on the router's machine, then `herd-node --join -` on this one."
+)
 #: A router's reason for a node that it has not called yet: every node begins so, and nothing is wrong.
 NOT_CALLED_YET = "not probed yet"
 RETRY_S = 5.0
@@ -154,7 +157,7 @@ class RouterClient:
         self._changed.clear()
         candidates = self._link.membership.candidates()
         if not candidates:
-            self._say("No router is known yet: run `herd join` on the router's machine.")
+            self._say(_HOW_TO_JOIN)
             return None
         # 1. a credential that was refused waits until the others were; then all are tried anew
         fresh = [one for one in candidates if (one.source, one.key) not in self._refused]

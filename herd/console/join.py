@@ -37,7 +37,7 @@ def run_join(args: argparse.Namespace) -> int:
     if args.json:
         print_json({"token": token, "command": JOIN_COMMAND, "router_url": urls[0]})
     else:
-        write(_instructions(token, urls))
+        write(_instructions(token, urls, data_dir))
     if all(map(_is_loopback, urls)):
         complain(
             "This router can be reached from this machine alone: it listens on loopback, or no network is up."
@@ -61,7 +61,7 @@ def _is_loopback(url: str) -> bool:
         return host == "localhost"
 
 
-def _instructions(token: str, urls: tuple[str, ...]) -> list[str]:
+def _instructions(token: str, urls: tuple[str, ...], data_dir: DataDir) -> list[str]:
     port = urlsplit(urls[0]).port
     return [
         "On the other machine, with herd-fleet installed there and its environment active, run",
@@ -75,5 +75,5 @@ def _instructions(token: str, urls: tuple[str, ...]) -> list[str]:
         f"Scripts: echo TOKEN | {JOIN_COMMAND}",
         f"The token is a secret: it lets a machine join this herd. It leads to {', '.join(urls)}.",
         f"Firewalls must let TCP port {port} in on this machine and {AGENT_PORT} on the other.",
-        f"On this machine no token is needed: {spelling.command('herd-node')}",
+        f"On this machine no token is needed: {spelling.command('herd-node', *spelling.in_folder(data_dir.root))}",
     ]

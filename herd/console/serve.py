@@ -19,12 +19,12 @@ from herd_node.runtime.clock import Clock
 from herd_node.runtime.tasks import supervise
 
 _log = logging.getLogger(__name__)
-_CHILD_STOP_S = 15.0
+_CHILD_STOP_S = 5.0
 
 
 def run_serve(settings: Settings, warnings: Sequence[str]) -> int:
     """Serve until a signal. Raises StartError."""
-    router = Router(settings, join_command=spelling.command("herd", "join"))
+    router = Router(settings, join_command=_join_command(settings))
     agent = AgentProcess(router) if settings.with_node else None
 
     async def started() -> None:
@@ -75,6 +75,10 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return uvloop.new_event_loop
 
 
+def _join_command(settings: Settings) -> str:
+    return spelling.command("herd", "join", *spelling.in_folder(settings.data_dir))
+
+
 def banner(router: Router) -> list[str]:
     """What a person needs next: where it is, and how to go on."""
     local = f"http://127.0.0.1:{router.port}"
@@ -86,7 +90,7 @@ def banner(router: Router) -> list[str]:
         f"  Ollama host       {local}",
         f"  Dashboard         {local}/dashboard",
         f"  State             {local}/fleet/status",
-        f"  Add a machine     {spelling.command('herd', 'join')}",
+        f"  Add a machine     {_join_command(router.settings)}",
     ]
 
 

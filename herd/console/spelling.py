@@ -11,10 +11,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+from herd_node.runtime.paths import default_root
+
 
 def command(name: str, *arguments: str) -> str:
     """`herd` or `herd-node` on this machine, with arguments, quoted for its shell."""
     return join_words([*_program(name, Path(sys.argv[0])), *arguments])
+
+
+def in_folder(data_dir: Path) -> tuple[str, ...]:
+    """`--data-dir DIR` for a folder that is not the usual one: without it a command asks another herd."""
+    return () if data_dir == default_root() else ("--data-dir", str(data_dir))
 
 
 def join_words(words: list[str]) -> str:

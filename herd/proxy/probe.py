@@ -23,6 +23,9 @@ from herd_node.runtime.tasks import Tasks
 TARGET = "/herd/v1/ping"
 _EMPTY_HASH = auth.body_hash(b"")
 _LOOK_S = 0.5
+#: The agent may still be reading the reply that tells it our boot.
+_ONCE_MORE_S = 0.25
+_UNKNOWN_TO_IT = "it answers 401 to a signed ping"
 _MAX_REPLY_BYTES = 65536
 
 
@@ -78,6 +81,9 @@ class Prober:
 
     async def _probe(self, client: httpx.AsyncClient, target: ProbeTarget) -> None:
         trouble = await self._ping(client, target)
+        if trouble == _UNKNOWN_TO_IT:
+            await self._clock.sleep(_ONCE_MORE_S)
+            trouble = await self._ping(client, target)
         now_s = self._clock.now_s()
         self._registry.on_probe(target.node_id, trouble is None, now_s, trouble, target=target)
         self._changed()
@@ -98,6 +104,8 @@ class Prober:
             return "connection refused or no route"
         except httpx.HTTPError as error:
             return f"{type(error).__name__}"
+        if answer.status_code == 401:
+            return _UNKNOWN_TO_IT
         if answer.status_code != 200:
             return f"it answers {answer.status_code} to a signed ping"
         return None if self._is_genuine(target, signature, answer) else "another program answers there"

@@ -73,8 +73,11 @@ class Heartbeats:
             await self._refuse(exchange, refused)
             return
         self._gate.accept(header)
-        self._on_beat(beat.node_id, outcome)
-        await self._reply(exchange, header, outcome)
+        try:
+            await self._reply(exchange, header, outcome)
+        finally:
+            # Afterwards: an agent takes no ping of a router whose reply it has not seen.
+            self._on_beat(beat.node_id, outcome)
 
     async def _accepted(self, exchange: Exchange) -> tuple[auth.AuthHeader, wire.Heartbeat]:
         header = self._head(exchange)

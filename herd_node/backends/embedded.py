@@ -186,6 +186,7 @@ class EmbeddedServer:
         except OSError as error:
             return f"could not be started: {error}"
         listened = False
+        copying = self._means.tasks.spawn(self._keep_log(process), name="embedded server's log")
         try:
             assert process.stdin is not None
             assert process.stdout is not None
@@ -203,20 +204,28 @@ class EmbeddedServer:
         finally:
             self._inner = None
             await _end(process)
+            await copying
         return how_it_ended(status, listened=listened, last_line=self._last_log_line())
 
     async def _spawn(self) -> asyncio.subprocess.Process:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("FLEET_")}
+        return await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "herd_node.backends.embedded_server",
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env=environment,
+        )
+
+    async def _keep_log(self, process: asyncio.subprocess.Process) -> None:
+        """Write down what the child says, without what callers said. Ends with the child."""
+        assert process.stderr is not None
+        without_prompts = LogFilter()
         with _private_log(self.config.log_file) as log_file:
-            return await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "herd_node.backends.embedded_server",
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=log_file,
-                env=environment,
-            )
+            while piece := await process.stderr.read(65536):
+                os.write(log_file, without_prompts.feed(piece))
 
     def _configuration(self, key: str) -> bytes:
         config = self.config
@@ -291,6 +300,31 @@ def _url_in(line: bytes) -> str | None:
     except (ValueError, KeyError, TypeError):
         return None
     return url if isinstance(url, str) else None
+
+
+class LogFilter:
+    """Cuts the engine's lines where they begin to quote a request: no prompt text is ever logged."""
+
+    _MARK = b"got exception:"
+    _INSTEAD = b"got exception (what it quotes of the request is left out)"
+
+    def __init__(self) -> None:
+        self._line = b""
+        self._cut = False
+
+    def feed(self, piece: bytes) -> bytes:
+        """What may be written of it; an unfinished line waits for its end."""
+        out = []
+        for part in piece.splitlines(keepends=True):
+            if not self._cut:
+                self._line += part
+                if (at := self._line.find(self._MARK)) >= 0:
+                    out.append(self._line[:at] + self._INSTEAD + b"\n")
+                    self._line, self._cut = b"", True
+            if part.endswith((b"\n", b"\r")):
+                out.append(self._line)
+                self._line, self._cut = b"", False
+        return b"".join(out)
 
 
 @contextlib.contextmanager

@@ -101,11 +101,22 @@ class DataDir:
             raise ValueError("not a node id, so not the name of a folder either")
         return NodeDir(self.nodes / node_id)
 
+    def _files(self) -> tuple[Path, ...]:
+        database = self.database_file
+        beside = tuple(database.with_name(database.name + end) for end in ("-wal", "-shm"))
+        return (self.config_file, self.lock_file, self.router_file, self.join_file, database, *beside)
+
     def ensure(self) -> None:
         """Make the folders, and take away from others what they may not have. Raises OSError."""
-        for folder in (self.root, self.logs, self.models, self.nodes):
+        # A folder that somebody named by mistake (his home, a project) keeps its rights: only ours are changed.
+        ours = not self.root.exists() or any(file.exists() for file in (*self._files(), self.nodes))
+        if ours or not any(self.root.iterdir()):
+            _private_folder(self.root)
+        for folder in (self.logs, self.models, self.nodes):
             _private_folder(folder)
-        _repair_files(self.root)
+        for file in self._files():
+            if file.is_file() and not file.is_symlink():
+                _repair(file, _FILE_MODE)
         _repair_files(self.logs)
         for entry in self.nodes.iterdir():
             if entry.is_dir() and not entry.is_symlink():

@@ -18,6 +18,7 @@ from herd_node.backends.embedded import (
     MISSING_ENGINE,
     EmbeddedConfig,
     EmbeddedServer,
+    LogFilter,
     batch_tokens,
     half_of_the_cores,
     how_it_ended,
@@ -284,3 +285,23 @@ def _named(model_file: Path, folder: Path) -> Path:
     link = folder / small_model.FILE_NAME
     link.symlink_to(model_file)
     return link
+
+
+class TestLogFilter:
+    LINES = (
+        b"0.1 W init: something\n"
+        b'0.2 W srv operator(): got exception: {"message":"in message: my secret"}\n'
+        b"0.3 E ggml: out of memory\n"
+    )
+    KEPT = (
+        b"0.1 W init: something\n"
+        b"0.2 W srv operator(): got exception (what it quotes of the request is left out)\n"
+        b"0.3 E ggml: out of memory\n"
+    )
+
+    def test_what_a_line_quotes_of_a_request_is_left_out(self) -> None:
+        assert LogFilter().feed(self.LINES) == self.KEPT
+
+    def test_byte_by_byte_it_is_the_same(self) -> None:
+        whole = LogFilter()
+        assert b"".join(whole.feed(self.LINES[i : i + 1]) for i in range(len(self.LINES))) == self.KEPT
