@@ -1,4 +1,4 @@
-"""The bench: what a request costs in the router, beside other routers on the same machine in the same minutes.
+"""The bench: what a request costs in the router, beside other routers, on one machine, in the same minutes.
 
     __main__      argv, progress, files
     scenarios     what is sent                    goals      what the figures should be, and the verdict

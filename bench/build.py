@@ -33,7 +33,9 @@ class Tools(NamedTuple):
 def build(cache: Path | None = None) -> Tools:
     """Compile what is not there yet. Raises BenchError."""
     if not sys.platform.startswith("linux"):
-        raise BenchError("The bench runs on Linux only: its load generator uses epoll, its figures come from /proc.")
+        raise BenchError(
+            "The bench runs on Linux only: its load generator uses epoll, its figures come from /proc."
+        )
     compiler = _compiler()
     digest = sha256(" ".join((*compiler, *_FLAGS)).encode())
     for source in sorted(_SOURCES.iterdir()):
@@ -54,7 +56,9 @@ def _compiler() -> tuple[str, ...]:
         return (found,)
     if importlib.util.find_spec("ziglang") is not None:
         return (sys.executable, "-m", "ziglang", "cc")
-    raise BenchError("The bench needs a C compiler: install one (cc), or `pip install ziglang` into this venv.")
+    raise BenchError(
+        "The bench needs a C compiler: install one (cc), or `pip install ziglang` into this venv."
+    )
 
 
 def _built(compiler: tuple[str, ...], folder: Path, name: str) -> Path:

@@ -1,7 +1,7 @@
 """Nodes without agents: genuinely signed beats for several, and signed answers to the router's pings.
 
-So the router does all of its work (signing, scoring, traces) and only the agent's hop is missing. Every node's
-gateway is the synthetic backend, which takes calls without looking at their signatures and passes
+So the router does all of its work (signing, scoring, traces) and only the agent's hop is missing. Every
+node's gateway is the synthetic backend, which takes calls without looking at their signatures and passes
 `/herd/v1/ping` on to the port here. The key is derived from the join secret in the router's own data folder.
 
 It never answers a caller's request.
@@ -21,6 +21,7 @@ import orjson
 from bench import fleet
 from herd_node.protocol import auth, wire
 from herd_node.runtime.chance import new_hex
+from herd_node.runtime.clock import SystemClock
 from herd_node.runtime.paths import DataDir, read_private
 
 _BEAT_TARGET = "/heartbeat"
@@ -39,13 +40,15 @@ class DirectNode:
         self.key_id = auth.key_id(self.node_id, self.agent_id)
         self._key = auth.node_key(secret, self.key_id)
         self._port = gateway_port
+        self._clock = SystemClock()
         self._seq = 0
         self._router_boot: str | None = None
 
     async def run(self, http: httpx.AsyncClient, url: str) -> None:
         """Beat for ever."""
         while True:
-            await asyncio.sleep(_INTERVAL_S if await self._beat(http, url) else _RETRY_S)
+            taken = await self._beat(http, url)
+            await self._clock.sleep(_INTERVAL_S if taken else _RETRY_S)
 
     async def _beat(self, http: httpx.AsyncClient, url: str) -> bool:
         """Whether the router took it."""
@@ -119,10 +122,8 @@ class Pings:
         if made is None:
             return b"HTTP/1.1 401 Unauthorized\r\ncontent-length: 0\r\n\r\n"
         signature, body = made
-        return (
-            b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nx-herd-auth: %b\r\ncontent-length: %d\r\n\r\n%b"
-            % (signature.encode(), len(body), body)
-        )
+        fields = f"content-type: application/json\r\nx-herd-auth: {signature}\r\ncontent-length: {len(body)}"
+        return b"HTTP/1.1 200 OK\r\n" + fields.encode() + b"\r\n\r\n" + body
 
 
 def _auth_field(head: bytes) -> str:

@@ -44,9 +44,7 @@ def beat(
         ),
         disk=wire.Disk(total_bytes=1024 * _GIB, free_bytes=512 * _GIB),
         heat=wire.Heat(state="nominal"),
-        gpus=(
-            wire.Gpu(name=gpu, vendor="nvidia", memory_total_bytes=24 * _GIB, memory_used_bytes=8 * _GIB),
-        ),
+        gpus=(wire.Gpu(name=gpu, vendor="nvidia", memory_total_bytes=24 * _GIB, memory_used_bytes=8 * _GIB),),
         backends=(wire.Backend(id="llama-server-8080", kind="llama-server", version="bench", ready=True),),
         models=tuple(
             wire.Model(

@@ -19,7 +19,7 @@ def cpu_s(pids: Iterable[int]) -> float:
 
 
 def _cpu_s_of(pid: int) -> float:
-    # The process's CPU clock: the sum that /proc/PID/stat shows, but in nanoseconds and not in ticks of 10 ms.
+    # The process's CPU clock: the sum that /proc/PID/stat shows, in nanoseconds instead of ticks of 10 ms.
     # The number is the kernel's MAKE_PROCESS_CPUCLOCK(pid, CPUCLOCK_SCHED), as clock_getcpuclockid makes it.
     try:
         return time.clock_gettime((~pid << 3) | 2)

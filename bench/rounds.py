@@ -21,8 +21,6 @@ from bench.targets import AGENT, DIRECT, ROUTER, Target
 
 Progress = Callable[[str], None]
 
-_CONNECTIONS_OF_WARM_UP = 16
-
 
 class Pace(NamedTuple):
     """How long, and how often."""
@@ -89,23 +87,19 @@ class Bench:
         return Cell(_figures(scenario, raw, cpu_s), {**raw, "cpu_by_part_s": cpu_s})
 
     def _warm_up(self, scenario: Scenario, target: Target, request: Path) -> None:
-        """Connections, caches and code paths; of slow streams a few, for they are all alike."""
-        if self._pace.warm_up_s <= 0:
-            return
-        few = str(min(scenario.connections, _CONNECTIONS_OF_WARM_UP))
+        """Connections, caches and code paths. Slow streams need none: each connection asks once."""
         if scenario.kind == "closed":
             self.load(scenario, target.port, request, "--seconds", str(self._pace.warm_up_s))
-        elif target.name != DIRECT and scenario.tokens <= 20:
-            self.load(scenario, target.port, request, "--once", "--connections", few)
 
-    def load(self, scenario: Scenario, port: int, request: Path, *how: str) -> dict[str, Any]:
-        """One run of the load generator. The first of two equal options counts."""
+    def load(
+        self, scenario: Scenario, port: int, request: Path, *how: str, limit_s: float | None = None
+    ) -> dict[str, Any]:
+        """One run of the load generator."""
+        limit_s = limit_s or scenario.limit_s
         command = [str(self._tools.load), *how, "--port", str(port), "--request", str(request)]
         command += ["--connections", str(scenario.connections), "--records", str(scenario.records)]
-        command += ["--limit-s", str(scenario.limit_s)]
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=scenario.limit_s + 30, check=False
-        )
+        command += ["--limit-s", str(limit_s)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=limit_s + 30, check=False)
         if done.returncode != 0:
             raise BenchError(f"The load generator failed: {done.stderr.strip()}")
         raw: dict[str, Any] = json.loads(done.stdout)

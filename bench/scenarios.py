@@ -79,7 +79,9 @@ def _stream(tokens: int, delay_ms: int = 0) -> Callable[[str], dict[str, object]
 
 
 def _long_prompt(model: str) -> dict[str, object]:
-    words = random.Random(1).choices("the quick brown fox jumps over a lazy dog and rests".split(), k=64 * _KIB)
+    words = random.Random(1).choices(
+        ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "and", "rests"], k=64 * _KIB
+    )
     text = " ".join(words)[: 256 * _KIB]
     return _chat(model, f"Question {_MARK}: sum this up. {text}", max_tokens=16)
 

@@ -1,7 +1,7 @@
 """What requests are sent through: nothing, the router alone, router and agent, and other routers.
 
-All of them run at the same time in front of one synthetic backend, so that rounds can go from one to the next;
-each is idle while another is measured. A peer that is not installed is left out, never replaced.
+All of them run at the same time in front of one synthetic backend, so that rounds can go from one to the
+next; each is idle while another is measured. A peer that is not installed is left out, never replaced.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -146,9 +146,7 @@ class Stage:
         command += ["--port", "0", "--log-level", "info"]
         agent = self.start("agent", command, env={"FLEET_NODE_SLOTS": str(AGENT_SLOTS)})
         until(lambda: _nodes_online(router.port) == 1, "the agent to be online", agent, router.program)
-        return Target(
-            name=AGENT, port=router.port, parts={"router": router.program.pid, "agent": agent.pid}
-        )
+        return Target(name=AGENT, port=router.port, parts={"router": router.program.pid, "agent": agent.pid})
 
     # -- peers -----------------------------------------------------------------------------------------------
 
@@ -263,9 +261,3 @@ def _ask(port: int, method: str, path: str, body: str | None) -> bytes | None:
         return None
     finally:
         connection.close()
-
-
-@contextmanager
-def stage(tools: Tools, folder: Path, peer_venvs: Sequence[Path]) -> Iterator[Stage]:
-    with Stage(tools, folder, peer_venvs) as made:
-        yield made

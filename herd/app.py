@@ -41,6 +41,7 @@ from herd.web.dashboard import Dashboard
 from herd.web.fleet import Heartbeats, Status
 from herd.web.inference import Inference
 from herd.web.lists import Lists
+from herd_node.net.lane import lane_protocol
 from herd_node.net.pool import Pool
 from herd_node.net.server import QuietServer, StartPortTaken, bind, port_of
 from herd_node.protocol import auth
@@ -171,7 +172,10 @@ class Router:
         if self.database.notice:
             self.status.notices.append(self.database.notice)
             _log.warning("%s", self.database.notice)
-        self.app = routes.build(self._handlers(heartbeats), self._admit)
+        handlers = self._handlers(heartbeats)
+        self.app = routes.build(handlers, self._admit)
+        inference = routes.inference_handlers(handlers, self._admit)
+        self.lane = lane_protocol(inference, settings.max_body_bytes)
 
     def _handlers(self, heartbeats: Heartbeats) -> dict[str, routes.Handler]:
         inference = Inference(
@@ -202,7 +206,10 @@ class Router:
         """Serve until a signal or `stop`. `started` runs beside it once requests are taken."""
         self._build()
         self._server = QuietServer(
-            self.app, on_stop=self._on_stop, graceful_s=self.settings.drain_timeout_s + _AFTER_DRAIN_S
+            self.app,
+            on_stop=self._on_stop,
+            graceful_s=self.settings.drain_timeout_s + _AFTER_DRAIN_S,
+            http=self.lane,
         )
         loops: list[tuple[str, Loop]] = [
             ("traces", self.traces.run),
@@ -239,7 +246,10 @@ class Router:
             self._server.stop()
 
     def _on_stop(self, count: int) -> None:
-        if count > 1 or self.status.phase == "draining":
+        if count > 1:
+            self.dispatcher.drain()  # what still runs gets its row and, where it can, its error record
+            return
+        if self.status.phase == "draining":
             return
         self.status.phase = "draining"
         _log.info("stopping: what runs may take %.0f s to finish", self.settings.drain_timeout_s)
@@ -267,7 +277,7 @@ class Router:
                     "node %s is %s%s",
                     event.node_id,
                     event.status,
-                    f": {event.reason}" if event.reason else "",
+                    f": {event.reason.removeprefix(f'{event.status}: ')}" if event.reason else "",
                 )
         self.room.wake()
 

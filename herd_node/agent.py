@@ -27,12 +27,14 @@ from herd_node.backends.embedded import EmbeddedConfig, EmbeddedServer
 from herd_node.backends.processes import PortOwners
 from herd_node.backends.warm import WarmMemory
 from herd_node.discovery import RouterFinder
-from herd_node.gateway import Calls, Gateway
+from herd_node.gateway import MAX_BODY_BYTES, Calls, Gateway
 from herd_node.membership import Membership
 from herd_node.net.asgi import asgi_endpoint
+from herd_node.net.lane import lane_protocol
 from herd_node.net.pool import Origin
 from herd_node.net.server import QuietServer, port_of
 from herd_node.protocol.auth import CallGate
+from herd_node.protocol.routes import FORWARDED_BY_PATH
 from herd_node.protocol.wire import Heartbeat
 from herd_node.relay import Relay
 from herd_node.report import BackendState, Host, Self, heartbeat, standing
@@ -120,11 +122,8 @@ class Watch:
 
     async def _count_slots(self, calls: Calls) -> None:
         """By the server's own word, while it may be at work: asked when idle, a sleeping one would wake."""
-        self._slots_taken = None
-        if calls.may_be_at_work(self.backend.id):
-            self._slots_taken = await self.backend.slots_taken()
-            if not self._slots_taken:
-                calls.seen_idle(self.backend.id)
+        ask = self._slots_taken or calls.ran_lately(self.backend.id)
+        self._slots_taken = await self.backend.slots_taken() if ask else None
 
     def state(self) -> BackendState | None:
         """What beats say of it; None for a default address where nothing has ever answered."""
@@ -200,7 +199,11 @@ class Agent:
             )
         )
         self._server = QuietServer(
-            asgi_endpoint(self.gateway.handle), on_stop=self._signalled, graceful_s=_GRACEFUL_S, hold=True
+            asgi_endpoint(self.gateway.handle),
+            on_stop=self._signalled,
+            graceful_s=_GRACEFUL_S,
+            hold=True,
+            http=lane_protocol(dict.fromkeys(FORWARDED_BY_PATH, self.gateway.handle), MAX_BODY_BYTES),
         )
 
     # -- life ------------------------------------------------------------------------------------------------

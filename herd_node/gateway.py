@@ -34,6 +34,8 @@ PING = "/herd/v1/ping"
 #: The router has its own, smaller limit; this one only bounds what a holder of the key can make us keep.
 MAX_BODY_BYTES = 256 * 1024 * 1024
 _HASH_IN_THREAD_BYTES = 256 * 1024
+#: Long enough for two beats: the router believes only one that was written after the hang-up was heard.
+_LATELY_S = 15.0
 _TAKES_A_SLOT = frozenset({"chat", "completion", "generate", "embedding"})
 
 
@@ -52,10 +54,11 @@ class Live(NamedTuple):
 class Calls:
     """The calls that run now, as a set: every count is a `len()`."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
         self._live: set[Live] = set()
         self._numbers = 0
-        self._used: set[str] = set()
+        self._ended_s: dict[str, float] = {}
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -69,13 +72,12 @@ class Calls:
     def on_runner(self, runner: Runner) -> int:
         return sum(call.runner == runner for call in self._live)
 
-    def may_be_at_work(self, backend_id: str) -> bool:
-        """Something runs there, or ran there since it was last seen idle: a hang-up is not heard at once."""
-        return backend_id in self._used
-
-    def seen_idle(self, backend_id: str) -> None:
-        if not any(call.runner[0] == backend_id for call in self._live):
-            self._used.discard(backend_id)
+    def ran_lately(self, backend_id: str) -> bool:
+        """Something runs there, or did a moment ago: a backend does not hear of a hang-up at once."""
+        if any(call.runner[0] == backend_id for call in self._live):
+            return True
+        ended_s = self._ended_s.get(backend_id)
+        return ended_s is not None and self._clock.now_s() - ended_s < _LATELY_S
 
     async def until_idle(self) -> None:
         await self._idle.wait()
@@ -83,7 +85,6 @@ class Calls:
     @contextmanager
     def one(self, model: str, runner: Runner) -> Iterator[Live]:
         self._numbers += 1
-        self._used.add(runner[0])
         call = Live(model, runner, self._numbers)
         self._live.add(call)
         self._idle.clear()
@@ -91,6 +92,7 @@ class Calls:
             yield call
         finally:
             self._live.discard(call)
+            self._ended_s[runner[0]] = self._clock.now_s()
             if not self._live:
                 self._idle.set()
 
@@ -123,7 +125,7 @@ class Gateway:
         clock: Clock,
         on_ping: Callable[[], None] = lambda: None,
     ) -> None:
-        self.calls = Calls()
+        self.calls = Calls(clock)
         self._on_ping = on_ping
         self.draining = False
         self._node_id, self._agent_id, self._boot = node_id, agent_id, boot

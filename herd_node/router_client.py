@@ -286,9 +286,8 @@ class RouterClient:
         elif reply.state == "unreachable" and reply.reason == NOT_CALLED_YET:
             self._say(f"The router at {url} knows node {name} now; waiting for its first call.")
         else:
-            self._say(
-                f"Node {name} is {reply.state} at the router {url}: {reply.reason or 'no reason given'}"
-            )
+            reason = (reply.reason or "no reason given").removeprefix(f"{reply.state}: ")
+            self._say(f"Node {name} is {reply.state} at the router {url}: {reason}")
 
     def _say(self, sentence: str, level: int = logging.INFO) -> None:
         """On the console and in the log, once a change."""

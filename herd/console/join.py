@@ -63,6 +63,7 @@ def _is_loopback(url: str) -> bool:
 
 def _instructions(token: str, urls: tuple[str, ...], data_dir: DataDir) -> list[str]:
     port = urlsplit(urls[0]).port
+    here = spelling.command("herd-node", *spelling.in_folder(data_dir.root))
     return [
         "On the other machine, with herd-fleet installed there and its environment active, run",
         "",
@@ -75,5 +76,5 @@ def _instructions(token: str, urls: tuple[str, ...], data_dir: DataDir) -> list[
         f"Scripts: echo TOKEN | {JOIN_COMMAND}",
         f"The token is a secret: it lets a machine join this herd. It leads to {', '.join(urls)}.",
         f"Firewalls must let TCP port {port} in on this machine and {AGENT_PORT} on the other.",
-        f"On this machine no token is needed: {spelling.command('herd-node', *spelling.in_folder(data_dir.root))}",
+        f"On this machine no token is needed: {here}",
     ]

@@ -91,7 +91,8 @@ def run_nodes(args: argparse.Namespace) -> int:
         (n.node_id, n.status, n.busy, n.cpu, n.memory, n.pressure, n.heat, n.seen, n.backends, n.gpu)
         for n in nodes
     ]
-    nothing = f"No node has joined yet; `{spelling.command('herd', 'join', *spelling.in_folder(args.data_dir))}` says how."
+    join = spelling.command("herd", "join", *spelling.in_folder(args.data_dir))
+    nothing = f"No node has joined yet; `{join}` says how."
     _print(rows, _NODES, nothing, _reasons(nodes))
     return 0
 

@@ -170,8 +170,7 @@ def _counted(how: How, value: dict[str, Any]) -> Ending:
     reason = reason if isinstance(reason, str) and reason else None
     completion = base.count(value.get("eval_count"))
     prompt = base.count(value.get("prompt_eval_count"))
-    counted = prompt is not None or "total_duration" in value
-    if completion is None and counted and reason not in ("load", "unload", None):
+    if completion is None and prompt is not None and reason not in ("load", "unload", None):
         completion = 0  # Ollama leaves zero counters out
     return Ending(
         how,

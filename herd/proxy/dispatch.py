@@ -191,7 +191,7 @@ class _Run:
                 await self._whole(sent)
             else:
                 await self._relay(sent, *started)
-        except UpstreamCut as error:
+        except PoolError as error:
             raise _Failed(failures.broken(sent.peer.node_id, f"its answer broke off ({error})")) from error
         finally:
             if self.upstream is not None:
@@ -312,7 +312,7 @@ class _Run:
         ending = self.dialect.whole(self.request.route, body)
         if ending.how == "repeat_abort" and sent.backend_kind == "ollama":
             body = _ended_properly(body)
-            ending = ending._replace(finish_reason="stop", message="repeat_abort")
+            ending = ending._replace(finish_reason="repeat_abort")
         elif ending.how == "error":
             raise _Failed(failures.in_band(node, ending.message or "it reported an error"))
         elif ending.how != "complete":
@@ -362,7 +362,7 @@ class _Run:
         node = sent.peer.node_id
         if ending.how == "repeat_abort" and sent.backend_kind == "ollama":
             tail += self.dialect.proper_end(tuple(watch.last))
-            ending = ending._replace(finish_reason="stop", message="repeat_abort")
+            ending = ending._replace(finish_reason="repeat_abort")
         elif ending.how == "error":
             raise _Broken(UpstreamFailed(f"node '{node}': {ending.message}"))
         elif ending.how != "complete":
@@ -536,13 +536,14 @@ class _Run:
         now_s = self.owner.clock.now_s()
         if now_known:
             self.first_record_s = now_s
-        self.owner.registry.first_record(sent.token, now_s)
+        if sent.token is not None:
+            self.owner.registry.first_record(sent.token, now_s)
         if sent.cold:
             self.owner.room.wake()
 
     def _end_attempt(self, result: AttemptResult) -> None:
         sent, self.sent = self.sent, None
-        if sent is not None:
+        if sent is not None and sent.token is not None:
             self.owner.registry.end_attempt(sent.token, self.owner.clock.now_s(), outcome=result)
             self.owner.room.wake()
 
@@ -560,8 +561,9 @@ class _Run:
             *self._common_headers(),
             (b"x-fleet-node", step.node_id.encode()),
             (b"x-fleet-model", names.header_value(request.asked[step.model_index])),
-            (b"x-fleet-score", b"%.1f" % step.card.total),
         ]
+        if step.card.by_signal:
+            headers.append((b"x-fleet-score", b"%.1f" % step.card.total))
         if step.model_index:
             headers.append((b"x-fleet-fallback", names.header_value(request.asked[0])))
         return headers

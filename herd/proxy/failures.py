@@ -106,7 +106,8 @@ def by_status(status: int, node: str, model: str, text: str, retry_after_s: int 
         return Failure(error, True, Effect.BUSY, counts=False)
     if status in (401, 403):
         # Never leak a refusal that is not the caller's: the node's own backend wants credentials.
-        return Failure(UpstreamFailed(f"the backend of node '{node}' refuses the agent ({status})"), True)
+        error = UpstreamFailed(f"the backend of node '{node}' refuses the agent ({status})")
+        return Failure(error, True, Effect.BAD_MODEL)
     if 300 <= status < 400:
         return Failure(
             UpstreamFailed(f"node '{node}' answered with a redirect, which is never followed"), False

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from herd.dialects import Ending
-from herd.errors import ApiError
+from herd.errors import ApiError, BackendRefused
 from herd.fleet.registry import AttemptResult, AttemptToken
 from herd.proxy.calls import Peer
 from herd.request import InferenceRequest
@@ -17,7 +17,7 @@ class Sent(NamedTuple):
     """One attempt in work."""
 
     step: Attempt
-    token: AttemptToken
+    token: AttemptToken | None
     peer: Peer
     backend_kind: str
     cold: bool
@@ -48,6 +48,13 @@ def result(
     )
 
 
+def _message(error: ApiError) -> str:
+    """What may be kept of an error. A backend's 4xx quotes what the caller sent, so only its status stays."""
+    if isinstance(error, BackendRefused):
+        return f"the backend refused the request with status {error.status}"
+    return error.message
+
+
 def trace(
     request: InferenceRequest,
     sent: Sent | None,
@@ -63,25 +70,25 @@ def trace(
 ) -> Trace:
     """One row. Without `sent` it is a request that never reached a node: refused, or its client left."""
     step = sent.step if sent is not None else None
-    model = request.asked[step.model_index if step is not None else 0]
+    scored = step is not None and bool(step.card.by_signal)
     ended = status not in ("started",)
     since_s = sent.started_s if sent is not None else request.arrival_s
-    message = error.message if error is not None else (ending.message if ending is not None else None)
+    message = _message(error) if error is not None else (ending.message if ending is not None else None)
     principal = request.principal
     return Trace(
         request_id=request.request_id,
         attempt=number,
         status=status,
         timestamp=sent.started_wall_s if sent is not None else request.arrival_wall_s,
-        model=model,
+        model=request.chain[step.model_index if step is not None else 0],
         original_model=request.asked[0],
         original_format=request.route.dialect,
         kind=request.route.kind,
         router_id=router_id,
         client_request_id=request.client_request_id,
         node_id=step.node_id if step is not None else None,
-        score=step.card.total if step is not None else None,
-        card=step.card if step is not None else None,
+        score=step.card.total if step is not None and scored else None,
+        card=step.card if step is not None and scored else None,
         candidates=step.candidates if step is not None else (),
         excluded=step.excluded if step is not None else (reject.excluded if reject is not None else ()),
         latency_ms=(now_s - since_s) * 1000 if ended else None,

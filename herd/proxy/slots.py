@@ -19,6 +19,7 @@ from herd.errors import HerdError
 from herd.fleet.registry import AttemptToken, Registry
 from herd.request import InferenceRequest
 from herd.scheduling import plan
+from herd.scheduling.lookup import lookup
 from herd.scheduling.plan import Attempt, Claims, History, Hold, Reject, Wait
 from herd.scheduling.policy import Policy
 from herd.scheduling.score import CostTable
@@ -31,7 +32,8 @@ class Granted(NamedTuple):
     """A reserved slot: the attempt to make, the registry's token for it, and what the instance was before."""
 
     step: Attempt
-    token: AttemptToken
+    token: AttemptToken | None
+    """None for a call that takes no slot."""
     backend_kind: str
     cold: bool
     history: History
@@ -121,6 +123,8 @@ class WaitingRoom:
             return self._closed
         now_s = self._clock.now_s()
         snapshot = self._registry.snapshot(now_s)
+        if request.route.kind == "show" and (found := lookup(request, snapshot, history)) is not None:
+            return Granted(found[0], None, found[1].backend_kind, False, history)
         claims = Claims(self._claims, self._drains)
         step = plan.next_step(request, snapshot, history, self._policy, now_s, claims, self._table)
         if isinstance(step, Attempt):
@@ -166,9 +170,7 @@ class WaitingRoom:
             pending.account(now_s)
         rows = [pending.as_waiting() for pending in self._waiting.values()]
         snapshot = self._registry.snapshot(now_s)
-        steps, self._drains = plan.plan_queue(
-            rows, snapshot, self._policy, now_s, self._drains, self._table
-        )
+        steps, self._drains = plan.plan_queue(rows, snapshot, self._policy, now_s, self._drains, self._table)
         for request_id, step in steps:
             self._settle(self._waiting[request_id], step)
 
@@ -204,7 +206,7 @@ class WaitingRoom:
         return Granted(step, token, token.instance.facts.backend_kind, token.was != "hot", history)
 
     def _give_back(self, result: Granted | Reject) -> None:
-        if isinstance(result, Granted):
+        if isinstance(result, Granted) and result.token is not None:
             self._registry.abandon_attempt(result.token, self._clock.now_s())
             self.wake()
 

@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 from herd.errors import ApiError, MethodNotAllowed, NotFound
 from herd.request import Principal
 from herd.web.errors import answer_error
+from herd_node.net import exchange as net
 from herd_node.net.asgi import asgi_endpoint
 from herd_node.net.exchange import BodyTooLarge, ClientGone, Exchange
 from herd_node.protocol.routes import FORWARDED, Route
@@ -54,7 +55,12 @@ def build(handlers: Mapping[str, Handler], admit: Admit, routes: Iterable[Route]
     return Router(rows, redirect_slashes=False, default=_nowhere(admit))
 
 
-def guarded(route: Route, handler: Handler, admit: Admit) -> Callable[[Exchange], Awaitable[None]]:
+def inference_handlers(handlers: Mapping[str, Handler], admit: Admit) -> dict[str, net.Handler]:
+    """For the lane (`herd_node.net.lane`): the rows that are forwarded, each guarded as in `build`."""
+    return {route.path: guarded(route, handlers[route.path], admit) for route in FORWARDED}
+
+
+def guarded(route: Route, handler: Handler, admit: Admit) -> net.Handler:
     """One row's handler with everything around it that every request passes."""
 
     async def serve(exchange: Exchange) -> None:

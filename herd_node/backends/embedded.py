@@ -179,7 +179,7 @@ class EmbeddedServer:
         """Start a child and wait for its end; returns why it ended, as the rest of a sentence."""
         if (missing := missing_engine()) is not None:
             return missing
-        self._go_down("is loading its model", "loading")
+        self._go_down("loading its model", "loading")
         key = new_hex(16)
         try:
             process = await self._spawn()
@@ -198,7 +198,7 @@ class EmbeddedServer:
                 listened = True
                 headers: Headers = ((b"authorization", f"Bearer {key}".encode()),)
                 self._inner = LlamaCpp(origin_of(url), self._means, headers=headers, backend=self.id)
-                self._inner.reading = replace(self._down, reason="has just started")
+                self._inner.reading = replace(self._down, reason="loading its model")
                 self._means.on_change()
             status = await process.wait()
         finally:

@@ -265,9 +265,6 @@ class LaneExchange:
         self._open = False
         self._callbacks = []
         transport = self._lane.transport
-        if not self._chunks:
-            transport.abort()  # where the end of the connection is the end of the body, only a reset cuts
-            return
         if transport.get_write_buffer_size():
             self._lane.loop.call_later(_LINGER_S, transport.abort)
         transport.close()

@@ -58,7 +58,7 @@ class Pool:
         connect_timeout_s: float = 2.0,
         unheard_timeout_s: float | None = None,
         max_head_bytes: int = 65536,
-        max_buffer_bytes: int = 262144,
+        max_buffer_bytes: int = 65536,
     ) -> None:
         self.max_head_bytes = max_head_bytes
         self.max_buffer_bytes = max_buffer_bytes

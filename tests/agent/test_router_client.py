@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from herd.fleet.record import NOT_PROBED
 from herd_node.membership import Membership
 from herd_node.protocol import auth, wire
 from herd_node.report import Host, Self, heartbeat
 from herd_node.router_client import (
+    NOT_CALLED_YET,
     Accepted,
     KeyRing,
     Link,
@@ -372,3 +374,35 @@ async def test_a_broken_agent_file_is_a_lost_membership_not_a_crash(
     assert auth.is_boot(node.membership.agent_id)
     assert isinstance(await node.client.beat(), Accepted)
     await node.http.aclose()
+
+
+async def test_an_address_that_was_silent_is_tried_after_the_others(
+    tmp_path: Path, router: TinyRouter
+) -> None:
+    sick = TinyRouter()
+    await sick.server.start()
+    node = Node(tmp_path, token=auth.Token("router-1", (sick.url,), SECRET))
+    assert isinstance(await node.client.beat(), Accepted)
+
+    def sick_answer(request: Request, _header: auth.AuthHeader) -> bool:
+        request.answer(503, {})
+        return True
+
+    sick.mood = sick_answer
+    assert isinstance(await node.client.beat(), Unreached)
+    sick.headers.clear()
+    node.finder.urls["router-1"] = (router.url,)
+    assert isinstance(await node.client.beat(), Accepted)
+    assert sick.headers == []
+    await sick.server.close()
+    await node.http.aclose()
+
+
+async def test_a_node_that_was_not_called_yet_is_no_trouble(
+    node: Node, router: TinyRouter, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert NOT_CALLED_YET == NOT_PROBED, "what the router says"
+    router.state, router.reason = "unreachable", NOT_PROBED
+    with caplog.at_level(logging.INFO):
+        await node.client.beat()
+    assert f"The router at {router.url} knows node n now; waiting for its first call." in caplog.text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
+from typing import Literal
 
 from herd_node.protocol import auth, wire
 from tests.agent.agent_kit import SECRET, Backendish, Request
@@ -28,6 +29,8 @@ class TinyRouter:
         self.arrived = asyncio.Condition()
         self.mood: Mood | None = None
         self.interval_s: float | None = None
+        self.state: Literal["online", "unreachable"] = "online"
+        self.reason: str | None = None
 
     @property
     def url(self) -> str:
@@ -71,7 +74,11 @@ class TinyRouter:
     ) -> None:
         """`said_boot` contradicts the signature."""
         reply = wire.BeatReply(
-            router_id=self.router_id, boot=said_boot or self.boot, state="online", interval_s=self.interval_s
+            router_id=self.router_id,
+            boot=said_boot or self.boot,
+            state=self.state,
+            reason=self.reason,
+            interval_s=self.interval_s,
         )
         body = json.dumps(wire.render_reply(reply)).encode()
         signature = auth.sign(

@@ -133,7 +133,8 @@ class FakeBackend:
     def cut_all(self) -> None:
         """Every open connection is reset, as when the process is killed."""
         for connection in list(self._connections):
-            connection.reset()
+            if not connection.gone:
+                connection.reset()
 
     async def _listen(self, port: int) -> asyncio.Server:
         # The protocol is named so that asyncio sets TCP_NODELAY: a real Ollama (Go) has it too.

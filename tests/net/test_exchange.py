@@ -212,10 +212,12 @@ async def test_what_was_sent_before_a_slow_client_is_bounded(served: Serve) -> N
     async def handler(exchange: Exchange) -> None:
         nonlocal sent_bytes
         await exchange.read_body(100)
+        exchange.on_gone(lambda: None)
         await exchange.start(200, [])
         while True:
             await exchange.send(b"x" * 200)
             sent_bytes += 200
+            await asyncio.sleep(0)
 
     async with served(handler) as server:
         client = await server.connect()

@@ -16,6 +16,8 @@ from uvicorn.protocols.http import flow_control, httptools_impl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import Server, ServerState
 
+from herd_node.net.asgi import asgi_endpoint
+from herd_node.net.exchange import Exchange
 from herd_node.net.lane import lane_protocol
 from herd_node.net.lane_exchange import LaneExchange
 from herd_node.net.server import QuietServer
@@ -101,8 +103,9 @@ def test_the_servers_state_is_what_a_stop_looks_at() -> None:
 
 
 def test_the_server_hands_connections_to_the_protocol_class_it_is_given() -> None:
-    async def app(*_: object) -> None: ...
+    async def handler(exchange: Exchange) -> None: ...
 
+    app = asgi_endpoint(handler)
     lane = lane_protocol({}, 0)
     config = QuietServer(app, on_stop=lambda count: None, graceful_s=1, http=lane).config
     config.load()

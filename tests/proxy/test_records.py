@@ -59,7 +59,7 @@ def test_a_started_row_has_the_choice_and_no_end():
     assert (row.node_id, row.score, row.card, row.candidates) == ("attic", 110.0, CARD, (CARD,))
     assert row.excluded == (Exclusion("cellar", "offline"),)
     assert (row.latency_ms, row.time_to_first_token_ms, row.queue_ms) == (None, None, 1500.0)
-    assert (row.model, row.original_model) == ("Llama3:8B", "Llama3:8B")
+    assert (row.model, row.original_model) == ("llama3:8b", "Llama3:8B")
     assert (row.fallback_used, row.retry_count) == (False, 1)
     assert (row.client_request_id, row.user, row.tags) == ("theirs", "anna", ("a",))
     assert (row.client_ip, row.principal) == ("10.0.0.9", "lan")

@@ -1,0 +1,37 @@
+"""A call that only reads (`show`): any node that has the model can answer it, without a slot. Pure."""
+
+from __future__ import annotations
+
+from herd.fleet.snapshot import FleetSnapshot, InstanceView, NodeView
+from herd.request import InferenceRequest
+from herd.scheduling.estimate import Cost
+from herd.scheduling.steps import Attempt, History
+from herd.trace import ScoreCard
+
+_FREE = Cost(*[0.0] * len(Cost._fields))
+
+
+def lookup(
+    request: InferenceRequest, snapshot: FleetSnapshot, history: History
+) -> tuple[Attempt, InstanceView] | None:
+    """The holder to ask: one that has it hot first, then by id. None: `next_step` says why, and for how long.
+
+    Nothing is scored, so the card has no signals.
+    """
+    for index in range(history.model_index, len(request.chain)):
+        name = request.chain[index]
+        able = [
+            (one.state != "hot", node.node_id, one)
+            for node, one in snapshot.holders.get(name, ())
+            if _answers(node, one) and node.node_id not in history.tried
+        ]
+        if able:
+            _, node_id, instance = min(able, key=lambda row: row[:2])
+            card = ScoreCard(node_id, (), 0.0)
+            step = Attempt(node_id, instance.key, name, index, card, (), (), _FREE, 0.0, 0.0, 0.0)
+            return step, instance
+    return None
+
+
+def _answers(node: NodeView, instance: InstanceView) -> bool:
+    return node.status in ("online", "degraded") and node.backends_ready.get(instance.backend_id, True)
