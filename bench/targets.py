@@ -14,6 +14,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from bench import fleet
@@ -73,6 +74,7 @@ class Stage:
         self.folder = folder
         self._peer_venvs = peer_venvs
         self._programs = ExitStack()
+        self._last: Program
 
     def __enter__(self) -> Stage:
         return self
@@ -82,6 +84,7 @@ class Stage:
 
     def start(self, name: str, command: Sequence[str], **options: object) -> Program:
         program = Program(name, command, self.folder / f"{name}.log", **options)  # type: ignore[arg-type]
+        self._last = program
         return self._programs.enter_context(program)
 
     def backend(self, name: str, relay_port: int = 0) -> int:
@@ -100,7 +103,8 @@ class Stage:
                 continue
             target = self._target(name, backend_port, signer_port)
             if target is not None:
-                until(lambda made=target: _answers(made.port), f"{name} to answer", patience_s=60)  # type: ignore[misc]
+                port = target.port
+                until(partial(_answers, port), f"{name} to answer", self._last, patience_s=60)
                 found.append(target)
         return found
 

@@ -99,7 +99,7 @@ class Settings(BaseSettings):
 def load(
     flags: Mapping[str, Any],
     environ: Mapping[str, str] | None = None,
-    config_file: Path | None = None,
+    config_file: str | Path | None = None,
 ) -> tuple[Settings, tuple[str, ...]]:
     """Merge the four sources; returns the settings and warnings (one sentence each).
 
@@ -108,8 +108,9 @@ def load(
     env = dict(os.environ if environ is None else environ)
     from_env = _from_environment(env)
     data_dir = Path(flags.get("data_dir") or from_env.get("data_dir") or Path.home() / ".fleet-manager")
-    explicit = config_file or (Path(env["FLEET_CONFIG"]) if env.get("FLEET_CONFIG") else None)
-    from_file = _from_file(explicit or data_dir.expanduser() / "herd.toml", must_exist=explicit is not None)
+    explicit = config_file or env.get("FLEET_CONFIG")
+    file = Path(explicit) if explicit else data_dir / "herd.toml"
+    from_file = _from_file(file.expanduser(), must_exist=bool(explicit))
     merged: dict[str, Any] = {**from_file, **from_env, **flags}
     try:
         settings = Settings(**merged)
@@ -139,7 +140,7 @@ def _unknown_variables(env: Mapping[str, str]) -> tuple[str, ...]:
 def _from_file(path: Path, *, must_exist: bool) -> dict[str, Any]:
     try:
         raw = path.read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         if must_exist:
             raise SettingsError(f"{path}: there is no such file (--config names it)") from None
         return {}

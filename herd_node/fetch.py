@@ -58,7 +58,7 @@ def main() -> int:
         return 1
     except KeyboardInterrupt:
         bar.end()
-        sys.stderr.write("  stopped; the next run goes on from here\n")
+        sys.stderr.write("  stopped; the next run fetches what did not come whole\n")
         return 130
     bar.end()
     sys.stdout.write(f"{path}\n")

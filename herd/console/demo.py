@@ -183,7 +183,7 @@ def _fetch_model(data_dir: DataDir) -> Path:
     if done.returncode == 130:
         raise KeyboardInterrupt
     if done.returncode != 0:
-        raise HerdError("The model could not be fetched; what came so far is kept, so run this again.")
+        raise HerdError("The model could not be fetched; run this again to go on.")
     return Path(done.stdout.decode().strip())
 
 

@@ -45,7 +45,7 @@ def parse(route: Route, body: bytes) -> Parsed:
 
 
 def _key_of_model(route: Route, value: dict[str, Any]) -> str:
-    """`model`, or the old `name` of show where there is no `model`: in any case, because Ollama reads `MODEL`."""
+    """`model`, or the old `name` of show where there is no model: `MODEL` is one to Ollama."""
     if route.kind != "show" or "name" not in value or value.get("model") is not None:
         return "model"
     return "model" if any(key != "model" and key.casefold() == "model" for key in value) else "name"

@@ -389,7 +389,8 @@ class _Run:
         self._apply(sent, failure)
         if self.last_failure is None or failure.effect is not Effect.DELIST:
             self.last_failure = failure  # that one node lacks the model is no news once another failed
-        if not failure.counts:
+        # A call that takes no slot is not held back by a mark either: it must not ask the same node for ever.
+        if not failure.counts and sent.token is not None:
             return
         tried = self.history.tried
         if failure.effect is not Effect.UNREACHABLE:

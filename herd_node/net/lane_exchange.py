@@ -189,8 +189,7 @@ class LaneExchange:
     async def respond(self, status: int, headers: Headers, body: bytes) -> None:
         if not self._open or self._lane.flow.write_paused:
             await self._ready()
-        length = () if status in _NO_BODY else ((b"content-length", b"%d" % len(body)),)
-        self._begin(status, (*headers, *length))
+        self._begin(status, headers, len(body))
         self._write(body)
         self._end()
 
@@ -209,33 +208,35 @@ class LaneExchange:
         if not self._open:
             raise ExchangeError("the answer has ended or has been cut")
 
-    def _begin(self, status: int, headers: Headers) -> None:
+    def _begin(self, status: int, headers: Headers, length: int | None = None) -> None:
         if self.started:
             raise ExchangeError("the answer has begun already")
-        self._head = self._make_head(status, headers)
-        self.started = True
-
-    def _make_head(self, status: int, headers: Headers) -> bytes:
-        closes = False
         lines = [STATUS_LINE[status]]
-        for name, value in (*self._lane.server_state.default_headers, *headers):
-            lines.append(b"%b: %b\r\n" % (name, value))
-            if name == b"content-length":
-                self._left_bytes = int(value)
-            elif name == b"connection":
-                closes = b"close" in value.lower()
-        if closes:
-            self.keep_alive = False
-        elif not self.keep_alive:
-            lines.append(b"connection: close\r\n")
-        if status in _NO_BODY:
-            self._left_bytes = 0
-        elif self._left_bytes is None and self._chunks:
-            lines.append(b"transfer-encoding: chunked\r\n")
+        lines += [b"%b: %b\r\n" % field for field in self._lane.server_state.default_headers]
+        lines += [b"%b: %b\r\n" % field for field in headers]
+        self._note_framing(status, headers, length, lines)
         head = b"".join(lines)
         if len(head.translate(None, _CONTROLS)) != len(head) - 2 * len(lines):
             raise ExchangeError("a control character inside a header")
-        return head + b"\r\n"
+        self._head = head + b"\r\n"
+        self.started = True
+
+    def _note_framing(self, status: int, headers: Headers, length: int | None, lines: list[bytes]) -> None:
+        """How the body will end, and whether the connection ends with it; the lines that say so."""
+        says_close = False
+        for name, value in headers:
+            if name == b"content-length":
+                self._left_bytes = int(value)
+            elif name == b"connection" and b"close" in value.lower():
+                self.keep_alive, says_close = False, True
+        if not (self.keep_alive or says_close):
+            lines.append(b"connection: close\r\n")
+        if status in _NO_BODY:
+            self._left_bytes = 0
+        elif length is not None:
+            lines.append(b"content-length: %d\r\n" % length)
+        elif self._left_bytes is None and self._chunks:
+            lines.append(b"transfer-encoding: chunked\r\n")
 
     def _count(self, piece: bytes) -> None:
         """An answer is as long as its head says."""

@@ -173,11 +173,9 @@ class Pool:
         if self._closed:
             connection.abort()
             return
-        loop = asyncio.get_running_loop()
-        connection.idle_since_s = loop.time()
         self._idle.setdefault(connection.origin, []).append(connection)
         if self._timer is None:
-            self._timer = loop.call_later(self._idle_s, self._close_old)
+            self._timer = asyncio.get_running_loop().call_later(self._idle_s, self._close_old)
 
     def _close_old(self) -> None:
         """One timer for the whole pool: each list is ordered by age, the oldest first."""

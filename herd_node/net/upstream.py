@@ -92,6 +92,7 @@ class Upstream:
         "_buffered_bytes",
         "_connection",
         "_error",
+        "_loop",
         "_max_buffer_bytes",
         "_paused",
         "_pieces",
@@ -103,7 +104,9 @@ class Upstream:
         "until_close",
     )
 
-    def __init__(self, connection: Connection, max_buffer_bytes: int) -> None:
+    def __init__(
+        self, connection: Connection, loop: asyncio.AbstractEventLoop, max_buffer_bytes: int
+    ) -> None:
         self.status = 0
         self.headers: list[tuple[bytes, bytes]] = []
         self.keep_alive = True
@@ -111,6 +114,7 @@ class Upstream:
         self.until_close = False
         """The body has no length and no chunks: it ends with the connection, as a cut one does."""
         self._connection: Connection | None = connection
+        self._loop = loop
         self._max_buffer_bytes = max_buffer_bytes
         self._pieces: list[bytes] = []
         self._buffered_bytes = 0
@@ -181,9 +185,8 @@ class Upstream:
 
     async def _wait(self, timeout_s: float | None) -> None:
         """Until the connection says something or the time is up: what it was, the state tells."""
-        loop = asyncio.get_running_loop()
-        waiter = self._waiter = loop.create_future()
-        timer = loop.call_later(timeout_s, self._wake) if timeout_s is not None else None
+        waiter = self._waiter = self._loop.create_future()
+        timer = self._loop.call_later(timeout_s, self._wake) if timeout_s is not None else None
         try:
             await waiter
         except asyncio.CancelledError:
@@ -252,6 +255,7 @@ class Connection(asyncio.Protocol):
         "_head_bytes",
         "_host",
         "_interim",
+        "_loop",
         "_lost",
         "_no_body",
         "_parser",
@@ -272,6 +276,7 @@ class Connection(asyncio.Protocol):
         """At least one byte of an answer came in this exchange."""
         self.idle_since_s = 0.0
         self._pool = pool
+        self._loop = asyncio.get_running_loop()
         self._host = origin.host_header()
         self._parser = httptools.HttpResponseParser(self)
         self._lost: asyncio.Future[None] | None = None
@@ -292,7 +297,7 @@ class Connection(asyncio.Protocol):
         head_timeout_s: float | None,
     ) -> Upstream:
         """Write one request and wait for the head of its answer."""
-        upstream = self.upstream = Upstream(self, self._pool.max_buffer_bytes)
+        upstream = self.upstream = Upstream(self, self._loop, self._pool.max_buffer_bytes)
         self.answered = self._interim = False
         self._head_bytes = 0
         self._no_body = method == "HEAD"
@@ -315,6 +320,7 @@ class Connection(asyncio.Protocol):
         self.upstream = None
         sent = not self._unsent and not self._transport.get_write_buffer_size()
         if reusable and sent and not self.closing:
+            self.idle_since_s = self._loop.time()
             self._pool.keep(self)
         else:
             self.abort()
@@ -338,7 +344,7 @@ class Connection(asyncio.Protocol):
     def lost(self) -> asyncio.Future[None]:
         """Done when the socket is closed."""
         if self._lost is None:
-            self._lost = asyncio.get_running_loop().create_future()
+            self._lost = self._loop.create_future()
         return self._lost
 
     # --- writing ------------------------------------------------------------------------------------------

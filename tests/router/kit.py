@@ -307,8 +307,9 @@ class Fleet:
         """The request's rows, the first attempt first, once the last one has ended. I5: exactly one has."""
         found: list[dict[str, Any]] = []
         for _ in range(400):
+            await self.router.traces.flush()
             latest = (await self.get("/dashboard/api/traces?limit=60"))["traces"]
-            found = [row for row in reversed(latest) if row["client_request_id"] == answer.asked_as]
+            found = [row for row in latest if row["client_request_id"] == answer.asked_as]
             if any(_is_terminal(row) for row in found):
                 break
             await asyncio.sleep(0.01)
@@ -409,8 +410,8 @@ def settings(folder: Path, **more: Any) -> Settings:
         "port": 0,
         "data_dir": folder / "data",
         "mdns": False,
-        "hold_timeout_s": 1.0,
-        "wait_timeout_s": 3,
+        "hold_timeout_s": 0.6,
+        "wait_timeout_s": 2,
         "drain_timeout_s": 1,
     }
     return Settings(**{**values, **more})

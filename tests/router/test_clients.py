@@ -109,7 +109,7 @@ async def test_a_wait_that_is_too_long_ends_in_503(fleet: Fleet):
     fleet.fail_all(question, "slow_tokens", delay_s=30)
     running_calls = [await fleet.begin(question.path, question.body) for _ in range(4)]
     await until(lambda: fleet.live() == 4, "all slots to be taken")
-    answer = await fleet.ask(question)  # the settings of this fleet: 3 s
+    answer = await fleet.ask(question)  # the settings of this fleet: 2 s
     assert (answer.status, "stayed busy" in answer.error) == (503, True)
     assert 1 <= int(answer.headers["retry-after"]) <= 60
     assert answer.headers["x-fleet-attempts"] == "0"

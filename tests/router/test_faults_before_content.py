@@ -227,15 +227,15 @@ async def test_an_answer_that_ends_before_its_first_word_is_no_answer(
 @pytest.mark.parametrize("kind", ["hang_before_headers", "stall_after_n"])
 async def test_f03_silence_ends_at_the_first_record_deadline(fleet: Fleet, question: Question, kind: str):
     fleet.fail_first(question, kind, after=0)
-    with fleet.deadlines(first_record_s=0.3):
+    with fleet.deadlines(first_record_s=0.2):
         answer = await fleet.ask(question)
     await served_by_another(fleet, question, answer)
     await fleet.reset()
     fleet.fail_all(question, kind, after=0)
-    with fleet.deadlines(first_record_s=0.3):
+    with fleet.deadlines(first_record_s=0.2):
         answer = await fleet.ask(question)
     await refused(fleet, answer, 504)
-    assert "sent nothing for 0.3 s" in answer.error
+    assert "sent nothing for 0.2 s" in answer.error
     shape_of(question, answer, "server_error", "timeout")
     assert fleet.requests(question) == 2
 
@@ -245,7 +245,7 @@ async def test_f03_the_attempt_that_was_given_up_is_closed_before_the_next_begin
     fleet: Fleet, question: Question
 ):
     fleet.fail_first(question, "stall_after_n", after=0)
-    with fleet.deadlines(first_record_s=0.3):
+    with fleet.deadlines(first_record_s=0.2):
         await served_by_another(fleet, question, await fleet.ask(question))
     assert sum(fake.counters.aborted for fake in fleet.fakes(question.model)) == 1
 
@@ -356,7 +356,7 @@ async def test_f16_a_cold_model_may_take_longer_than_a_hot_one(fleet: Fleet, que
     fake = fleet.ollama["a"]
     await fake.control({"models": [{"name": "only-a:1", "loaded": False}], "load_s": 0.8})
     await until(lambda: not is_hot(fleet, "only-a:1"), "the beat that says it is cold")
-    with fleet.deadlines(first_record_s=0.3, cold_load_s=10):
+    with fleet.deadlines(first_record_s=0.2, cold_load_s=10):
         asking = asyncio.ensure_future(fleet.ask(cold))
         await until(lambda: len(fleet.router.dispatcher.live) == 1, "the cold one to be sent")
         hot = await fleet.ask(question)  # is not disturbed
