@@ -108,7 +108,7 @@ class DataDir:
 
     def ensure(self) -> None:
         """Make the folders, and take away from others what they may not have. Raises OSError."""
-        # A folder that somebody named by mistake (his home, a project) keeps its rights: only ours are changed.
+        # A folder that somebody named by mistake (a home, a project) keeps its rights: only ours change.
         ours = not self.root.exists() or any(file.exists() for file in (*self._files(), self.nodes))
         if ours or not any(self.root.iterdir()):
             _private_folder(self.root)

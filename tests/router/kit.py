@@ -394,8 +394,8 @@ def _is_fresh(node: NodeView, now_s: float, names: set[str]) -> bool:
         node.status == "online"
         and all(node.backends_ready.values())
         and {name.canonical for one in ones for name in one.names} == names
-        # one slot of four may still settle after the test before
-        and all(one.state == "hot" and not one.running and one.taken <= 1 for one in ones)
+        # two slots of four may still settle after the test before
+        and all(one.state == "hot" and not one.running and one.taken <= 2 for one in ones)
         and all(max(one.busy_until_s, one.bad_until_s) <= now_s for one in ones)
     )
 

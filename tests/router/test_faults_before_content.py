@@ -93,11 +93,9 @@ async def test_f04_f06_f07_f11_f14_another_node_answers(
     ("fault", "status", "code"),
     [
         ({"kind": "status", "status": 500}, 502, "upstream_failed"),
-        ({"kind": "status", "status": 502}, 502, "upstream_failed"),
         ({"kind": "status", "status": 504}, 504, "timeout"),
         ({"kind": "status", "status": 401}, 502, "upstream_failed"),
         ({"kind": "close_before_headers"}, 502, "upstream_failed"),
-        ({"kind": "garbage_head"}, 502, "upstream_failed"),
         ({"kind": "model_missing"}, 404, "model_not_found"),
     ],
     ids=lambda value: value["kind"] + str(value.get("status", "")) if isinstance(value, dict) else None,
@@ -116,7 +114,7 @@ async def test_when_all_fail_the_caller_hears_why(
         assert answer.error == f"model '{question.model}' not found"
 
 
-@one_of(*QUESTIONS)
+@one_of(*QUESTIONS[::3])
 async def test_f08_when_all_are_busy_the_request_is_held_and_then_refused(fleet: Fleet, question: Question):
     fleet.fail_all(question, "queue_full")
     answer = await fleet.ask(question)
@@ -136,7 +134,7 @@ async def test_when_all_are_limited_the_caller_hears_that(fleet: Fleet, question
     shape_of(question, answer, "rate_limit_error", None)
 
 
-@one_of(QUESTIONS[0], QUESTIONS[-1])
+@one_of(QUESTIONS[0])
 async def test_a_busy_fleet_is_asked_again_when_its_mark_ends_and_the_hold_is_the_requests(
     fleet: Fleet, question: Question
 ):
@@ -250,13 +248,11 @@ async def test_f03_the_attempt_that_was_given_up_is_closed_before_the_next_begin
     assert sum(fake.counters.aborted for fake in fleet.fakes(question.model)) == 1
 
 
-@one_of(*WHOLES)
+@one_of(WHOLES[0], WHOLES[-1])
 @pytest.mark.parametrize("kind", ["hang_before_headers", "stall_after_n"])
 async def test_f03_without_streaming_only_the_total_deadline_ends_silence(
     fleet: Fleet, question: Question, kind: str
 ):
-    if question.model == LLAMA and kind == "stall_after_n" and question.dialect == "openai":
-        pytest.skip("llama-server goes on although its client has left")
     fleet.fail_all(question, kind, after=0)
     with fleet.deadlines(first_record_s=0.1, total_s=0.5):
         answer = await fleet.ask(question)
@@ -283,7 +279,7 @@ async def test_f05_a_kept_connection_that_was_closed_costs_no_attempt(fleet: Fle
         assert sorted(now - then for now, then in zip(after, before, strict=True)) == [0, 2]
 
 
-@one_of(*QUESTIONS)
+@one_of(*QUESTIONS[1::3])
 async def test_f01_a_backend_that_refuses_connections_costs_nobody_an_answer(
     fleet: Fleet, question: Question
 ):
@@ -350,7 +346,7 @@ async def test_f17_an_empty_answer_is_an_answer(fleet: Fleet, question: Question
     assert row["status"] == ("no_output" if told else "completed")  # Ollama's /v1 streams carry no counts
 
 
-@one_of(*[question for question in QUESTIONS if question.model == OLLAMA])
+@one_of(*[question for question in STREAMS if question.model == OLLAMA])
 async def test_f16_a_cold_model_may_take_longer_than_a_hot_one(fleet: Fleet, question: Question):
     cold = Question(question.dialect, "only-a:1", question.stream)
     fake = fleet.ollama["a"]
@@ -387,11 +383,9 @@ def is_hot(fleet: Fleet, model: str) -> bool:
     return any(instance.state == "hot" for _, instance in holders)
 
 
-@one_of(*QUESTIONS)
+@one_of(*[question for question in QUESTIONS if question.model == OLLAMA])
 async def test_f41_a_model_that_was_deleted_is_looked_for_elsewhere(fleet: Fleet, question: Question):
     """The router hears of it only with the next beat."""
-    if question.model == LLAMA:
-        pytest.skip("a llama-server has one model for life")
     fakes = fleet.fakes(question.model)
     gone = [fake.dialect.models.pop(0) for fake in fakes[:1]]
     try:
