@@ -14,6 +14,8 @@ from herd_node.net.pool import Pool, UpstreamCut
 from tests.net.scripted import soon, until
 from tests.net.serving import Binding, Serve, served_by
 
+POST = b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\n\r\n"
+
 
 @pytest.fixture(params=["asgi", "lane"])
 def binding(request: pytest.FixtureRequest) -> Binding:
@@ -58,6 +60,22 @@ async def test_a_handler_sees_the_request_as_it_was_sent(served: Serve) -> None:
         (b"1", None, False, False),
         b"{}",
     ]
+
+
+async def test_the_peer_of_a_socket_for_both_families_is_its_plain_address(served: Serve) -> None:
+    seen: list[str] = []
+
+    async def handler(exchange: Exchange) -> None:
+        seen.append(exchange.peer)
+        await exchange.respond(200, [], b"")
+
+    async with served(handler) as server:
+        client = await server.connect()
+        await until(lambda: len(server.state.connections) == 1)
+        server.connection.client = ("::ffff:192.0.2.1", 4000)
+        await client.send(POST)
+        await client.head()
+    assert seen == ["192.0.2.1"]
 
 
 async def echo(exchange: Exchange) -> None:
@@ -172,8 +190,11 @@ async def test_a_status_without_body_gets_no_length(served: Serve) -> None:
 
     async with served(handler) as server:
         client = await server.connect()
-        await client.send(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
-        assert b"content-length" not in await client.head()
+        for request in (b"GET / HTTP/1.1\r\nHost: h\r\n\r\n", POST):
+            await client.send(request)
+            head = await client.head()
+            assert b"content-length" not in head
+            assert b"transfer-encoding" not in head
 
 
 async def test_sending_waits_for_a_slow_client(served: Serve) -> None:
@@ -250,14 +271,16 @@ async def test_the_head_goes_out_although_no_piece_follows_yet(served: Serve) ->
         assert b" 200 " in await client.head()
 
 
-@pytest.mark.parametrize("body", [b"four", b"2c"])
+@pytest.mark.parametrize("pieces", [[b"four"], [b"four", b""], [b"2c"], [b"2", b"c"], [b""]])
 async def test_an_answer_that_is_not_as_long_as_it_says_is_cut(
-    served: Serve, log: pytest.LogCaptureFixture, body: bytes
+    served: Serve, log: pytest.LogCaptureFixture, pieces: list[bytes]
 ) -> None:
     async def handler(exchange: Exchange) -> None:
         await exchange.read_body(100)
         await exchange.start(200, [(b"content-length", b"3")])
-        await exchange.finish(body)
+        for piece in pieces[:-1]:
+            await exchange.send(piece)
+        await exchange.finish(pieces[-1])
 
     async with served(handler) as server:
         client = await server.connect()

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from functools import partial
 
 import pytest
 
+from herd_node.net import lane_exchange
 from herd_node.net.asgi import asgi_endpoint
 from herd_node.net.exchange import Exchange
 from herd_node.net.lane import lane_protocol
+from herd_node.net.lane_exchange import LaneExchange
 from herd_node.net.pool import Origin, Pool, UpstreamCut
 from herd_node.net.server import QuietServer, bind, port_of
 from tests.net.scripted import Peer, scripted, soon, until
@@ -140,6 +143,72 @@ async def test_a_request_that_drips_byte_by_byte_is_one_request() -> None:
         await client.drip(HEAD + b"X-A: 1\r\nContent-Length: 12\r\n\r\nhello, world")
         assert (await answer(client))[1] == b"hello, world"
         assert server.took == ["lane"]
+
+
+# --- what it keeps ------------------------------------------------------------------------------------------
+
+
+class Held:
+    """Something that a request holds."""
+
+
+async def test_an_idle_connection_keeps_nothing_of_its_last_request() -> None:
+    held: list[weakref.ref[Held]] = []
+    exchanges: list[Exchange] = []
+
+    async def handler(exchange: Exchange) -> None:
+        one = Held()
+        held.append(weakref.ref(one))
+        exchanges.append(exchange)
+        await exchange.read_body(100)
+        exchange.on_gone(partial(str, one))
+        await exchange.respond(200, [], b"ok")
+
+    async with in_lane(handler) as server:
+        client = await server.connect()
+        await client.post()
+        await answer(client)
+        await until(lambda: not server.state.tasks)
+        assert held[0]() is None
+        client.leave()
+        await until(lambda: not server.state.connections)
+        assert not exchanges[0].gone, "it had got everything"
+
+
+async def test_the_rest_of_a_request_that_has_been_answered_is_dropped() -> None:
+    async def handler(exchange: Exchange) -> None:
+        await exchange.respond(403, [], b"no")
+
+    async with in_lane(handler) as server:
+        client = await server.connect()
+        await client.send(HEAD + b"Content-Length: 200000\r\n\r\n")
+        assert (await answer(client))[1] == b"no"
+        first = server.connection.cycle
+        assert isinstance(first, LaneExchange)
+        await client.send(b"x" * 200000 + HEAD + b"Content-Length: 0\r\n\r\n")
+        assert (await answer(client))[1] == b"no"
+        assert first._pieces == []
+        assert server.took == ["lane", "lane"]
+
+
+async def test_a_cut_answer_that_the_client_does_not_read_is_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(lane_exchange, "_LINGER_S", 0.01)
+
+    async def handler(exchange: Exchange) -> None:
+        await exchange.read_body(100)
+        await exchange.start(200, [])
+        while not server.connection.flow.write_paused:
+            await exchange.send(b"x" * 65536)
+        exchange.abort()
+
+    async with in_lane(handler) as server:
+        client = await server.connect()
+        client.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        await client.post()
+        await until(lambda: server.took == ["lane"])
+        await until(lambda: not server.state.connections)
 
 
 # --- several requests at once -------------------------------------------------------------------------------

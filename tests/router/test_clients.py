@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import socket
+import sqlite3
 from typing import Any
 from urllib.parse import unquote
 
@@ -56,7 +57,7 @@ async def test_f54_a_caller_who_leaves_before_the_first_word_stops_the_work(flee
 async def test_a_slot_settles_until_the_backend_is_seen_idle(fleet: Fleet):
     """A llama-server goes on with a whole answer although its client has left."""
     question = Question("openai", LLAMA, False)
-    fleet.fail_all(question, "slow_tokens", delay_s=0.15)
+    fleet.fail_all(question, "slow_tokens", delay_s=0.1)
 
     def settling() -> int:
         rows = fleet.router.registry.nodes_for_status(fleet.router.clock.now_s())
@@ -207,6 +208,42 @@ async def test_f58_pipelined_requests_are_answered_one_after_the_other(fleet: Fl
     assert fleet.requests(QUESTIONS[1]) == 2
 
 
+@pytest.mark.parametrize("framing", ["length", "chunked", "expect"])
+async def test_a_connection_serves_on_whatever_was_answered(fleet: Fleet, framing: str):
+    """Good and bad ones in turn, in each way to send a body; the lane takes some of them, ASGI the others."""
+    reader, writer = await fleet.connect()
+    good, bad = json.dumps(QUESTIONS[1].body).encode(), b'{"model": 7}'
+    for body, status in ((good, 200), (bad, 400), (good, 200), (bad, 400), (good, 200)):
+        if framing == "chunked":
+            pieces = b"".join(b"%x\r\n%b\r\n" % (1, body[at : at + 1]) for at in range(len(body)))
+            writer.write(chat(fleet, body=pieces + b"0\r\n\r\n", framing="Transfer-Encoding: chunked"))
+        elif framing == "expect":
+            writer.write(
+                chat(fleet, "Expect: 100-continue", body=b"", framing=f"Content-Length: {len(body)}")
+            )
+            assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+            writer.write(body)
+        else:
+            writer.write(chat(fleet, body=body))
+        call = Call(reader, writer, "")
+        answer = await call.head()
+        answer.body = await reader.readexactly(int(answer.headers["content-length"]))
+        assert answer.status == status
+        assert answer.text == TEXT if status == 200 else "model" in answer.error
+    writer.transport.abort()
+
+
+async def test_a_client_of_http_1_0_gets_a_stream_without_chunks(fleet: Fleet):
+    body = json.dumps(QUESTIONS[0].body).encode()
+    head = f"POST /v1/chat/completions HTTP/1.0\r\nContent-Length: {len(body)}\r\n\r\n"
+    got = await raw_answers(fleet, head.encode() + body)
+    head, _, rest = got.partition(b"\r\n\r\n")
+    assert b" 200 " in head.partition(b"\r\n")[0]
+    assert b"chunked" not in head.lower()
+    assert rest.startswith(b"data: ")
+    assert rest.endswith(b"data: [DONE]\n\n")
+
+
 SMUGGLED = [
     (
         "both",
@@ -310,6 +347,51 @@ async def test_f59_a_model_in_any_script_is_served(fleet: Fleet):
             await process.wait()
 
 
+async def test_f44_a_stream_that_outlives_the_drain_ends_with_an_error_record(tmp_path: Any):
+    """A router and a node of their own. What waits is refused at once, what runs has its time."""
+    router = Router(settings(tmp_path, drain_timeout_s=0.4, wait_timeout_s=30))
+    model = FakeModel("m:1", loaded=True)
+    async with (
+        FakeBackend(models=[model], slots=4, tokens=100_000, token_delay_s=0.02) as fake,
+        running(router),
+    ):
+        fleet = Fleet(router, tmp_path)
+        process = await fleet.start_agent("n", fake.url)
+        try:
+            await fleet.online("n")
+            running_ones = [
+                await fleet.begin("/v1/chat/completions", _chat("m:1", stream=True)) for _ in range(3)
+            ]
+            running_ones.append(await fleet.begin("/api/chat", _chat("m:1", stream=False)))
+            for call in running_ones[:3]:
+                await call.head()
+            await until(lambda: fake.counters.live == 4, "all slots to be taken")
+            waiting = asyncio.ensure_future(fleet.request("/api/chat", _chat("m:1")))
+            await until(lambda: len(router.room) == 1, "one to wait")
+            router.stop()
+            assert (await waiting).status == 503
+            for call in running_ones[:3]:
+                answer = await call.rest()
+                assert (answer.whole, answer.ends, len(answer.errors)) == (True, 0, 1)
+                assert "shutting down" in answer.errors[0]
+                assert answer.text.startswith("t0000 t0001 ")
+            last = running_ones[3]
+            await last.head()
+            answer = await last.rest()
+            assert (answer.status, "shutting down" in answer.error) == (503, True)
+            await until(lambda: fake.counters.live == 0, "the backend to stop", patience_s=1.0)
+        finally:
+            process.kill()
+            await process.wait()
+    with contextlib.closing(sqlite3.connect(router.data_dir.database_file)) as database:
+        rows = database.execute("SELECT status, COUNT(*) FROM request_traces GROUP BY status").fetchall()
+    assert sorted(rows) == [("failed", 4), ("rejected", 1)]
+
+
+def _chat(model: str, **more: Any) -> dict[str, Any]:
+    return {"model": model, "messages": [{"role": "user", "content": "hi"}], **more}
+
+
 async def test_f54_f44_a_router_that_stops_refuses_who_waits_and_ends_what_runs(tmp_path: Any):
     """A router of its own: it ends here. Without a node, so that the request is held."""
     router = Router(settings(tmp_path, hold_timeout_s=30, drain_timeout_s=0.5))
@@ -321,9 +403,6 @@ async def test_f54_f44_a_router_that_stops_refuses_who_waits_and_ends_what_runs(
         answer = await held
         assert (answer.status, answer.error) == (503, "the router is shutting down; try again")
         assert answer.headers["retry-after"]
-    # the row has been written
-    import sqlite3
-
     with contextlib.closing(sqlite3.connect(router.data_dir.database_file)) as database:
         rows = database.execute("SELECT status, request_id FROM request_traces").fetchall()
     assert rows == [("rejected", answer.headers["x-request-id"])]

@@ -59,7 +59,7 @@ def shape_of(question: Question, answer: Answer, kind: str, code: str | None) ->
 @pytest.mark.parametrize(
     "fault",
     [
-        *({"kind": "status", "status": status} for status in (500, 502, 504)),
+        *({"kind": "status", "status": status} for status in (500, 504)),
         {"kind": "status", "status": 401},
         {"kind": "status", "status": 403},
         {"kind": "queue_full"},
@@ -88,7 +88,7 @@ async def test_f04_f06_f07_f11_f14_another_node_answers(
     assert fleet.requests(question) in ((2, 3) if resent else (2,))
 
 
-@one_of(*QUESTIONS)
+@one_of(*QUESTIONS[::3], QUESTIONS[-1])
 @pytest.mark.parametrize(
     ("fault", "status", "code"),
     [
@@ -221,7 +221,7 @@ async def test_an_answer_that_ends_before_its_first_word_is_no_answer(
     assert fleet.requests(question) == 2
 
 
-@one_of(*STREAMS)
+@one_of(STREAMS[1], STREAMS[2])
 @pytest.mark.parametrize("kind", ["hang_before_headers", "stall_after_n"])
 async def test_f03_silence_ends_at_the_first_record_deadline(fleet: Fleet, question: Question, kind: str):
     fleet.fail_first(question, kind, after=0)
@@ -238,7 +238,7 @@ async def test_f03_silence_ends_at_the_first_record_deadline(fleet: Fleet, quest
     assert fleet.requests(question) == 2
 
 
-@one_of(*STREAMS)
+@one_of(STREAMS[0], STREAMS[3])
 async def test_f03_the_attempt_that_was_given_up_is_closed_before_the_next_begins(
     fleet: Fleet, question: Question
 ):
@@ -427,3 +427,16 @@ async def test_a_node_that_fails_for_one_reason_and_another_that_lacks_the_model
         answer = await fleet.ask(question)
         await refused(fleet, answer, 502)
         await fleet.reset()
+
+
+async def test_a_call_that_takes_no_slot_asks_each_node_once(fleet: Fleet):
+    """No mark holds it back, so nothing else would stop it."""
+    shown = await fleet.request("/api/show", {"model": OLLAMA})
+    assert (shown.status, "x-fleet-score" in shown.headers) == (200, False)
+    for fake in fleet.ollama.values():
+        await fake.refuse()
+        fake.cut_all()
+    answer = await fleet.request("/api/show", {"model": OLLAMA})
+    assert (answer.status, int(answer.headers["x-fleet-attempts"]) <= 2) == (503, True), answer
+    rows = await fleet.check(answer)
+    assert len(rows) <= 2
