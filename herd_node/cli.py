@@ -59,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--heartbeat-interval", metavar="SECONDS", help="default: 5")
     add("--join", metavar="TOKEN", help="join a router; - reads the token from standard input (safer)")
     add("--log-level", metavar="LEVEL", help="debug, info, warning or error")
+    add("--end-with-stdin", action="store_true", help=argparse.SUPPRESS)  # how `herd` starts its own agent
     add("--version", action=_ShowVersion, nargs=0, help="show the version and end")
     return parser
 
@@ -86,6 +87,8 @@ def _flags(parsed: argparse.Namespace) -> dict[str, Any]:
 
 
 def _run(flags: dict[str, Any]) -> int:
+    if flags.pop("end_with_stdin", False):
+        _end_with_stdin()
     from herd_node.runtime import logs
     from herd_node.runtime.paths import DataDir, FileLock
     from herd_node.settings import SettingsError, load
@@ -124,6 +127,20 @@ def _run(flags: dict[str, Any]) -> int:
         lock.release()
 
 
+def _end_with_stdin() -> None:
+    """A signal to ourselves when whoever started us is gone, so that its `kill -9` leaves no agent behind."""
+    import os
+    import signal
+    import threading
+
+    def wait() -> None:
+        while os.read(0, 4096):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, name="standard input", daemon=True).start()
+
+
 def _serve(settings: Settings, data_dir: DataDir, token: Token | None) -> int:
     import asyncio
     import logging
@@ -132,8 +149,10 @@ def _serve(settings: Settings, data_dir: DataDir, token: Token | None) -> int:
     from herd_node.membership import Membership
     from herd_node.net.server import StartPortTaken, bind, port_of
     from herd_node.runtime.clock import SystemClock
+    from herd_node.runtime.limits import raise_open_files
     from herd_node.settings import surroundings
 
+    raise_open_files()
     membership = Membership(data_dir, settings.node_id, token)
     host = settings.host or _default_host(settings, membership)
     try:

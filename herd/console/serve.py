@@ -16,6 +16,7 @@ from herd.console.tables import write
 from herd.settings import Settings
 from herd_node.runtime import logs
 from herd_node.runtime.clock import Clock
+from herd_node.runtime.limits import raise_open_files
 from herd_node.runtime.tasks import supervise
 
 _log = logging.getLogger(__name__)
@@ -43,6 +44,7 @@ def run_router(
     agent: AgentProcess | None,
 ) -> None:
     """Open, log, run on the fastest loop there is, and leave nothing running. Raises StartError."""
+    raise_open_files()
     router.open()
     closer = logs.setup(
         file=router.data_dir.logs / "herd.jsonl", level=router.settings.log_level, console="quiet"
@@ -60,6 +62,9 @@ def run_router(
 async def _run(
     router: Router, started: Callable[[], Coroutine[Any, Any, None]], agent: AgentProcess | None
 ) -> None:
+    if sys.platform != "win32" and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # not under nohup
+        # The terminal was closed: a stop like any other, else the agent would outlive us.
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, router.stop)
     try:
         await router.run(started)
     finally:
@@ -115,7 +120,10 @@ class AgentProcess:
             _local_url(self._router),
             "--data-dir",
             str(settings.data_dir),
+            "--end-with-stdin",
             *self._arguments,
+            # It reads the end of this pipe when we are gone, however we went (`kill -9`).
+            stdin=asyncio.subprocess.PIPE,
             # Its own group: a Ctrl-C reaches us alone, and we stop it in order.
             start_new_session=sys.platform != "win32",
             env={**os.environ, "FLEET_NODE_LOG_LEVEL": "warning" if self._quiet else settings.log_level},

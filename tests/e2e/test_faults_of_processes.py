@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import psutil
 import pytest
 
 from tests.e2e.conftest import MODEL
-from tests.e2e.kit import Fleet, until
+from tests.e2e.kit import Fleet, Program, free_port, until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.llama, pytest.mark.slow]
 
@@ -95,3 +96,21 @@ def test_an_agent_that_is_stopped_drains_and_ends_with_its_child(fleet: Fleet) -
     assert fleet.agents["b"].stop() == 0
     assert not psutil.wait_procs(children, timeout=2)[1]
     assert fleet.node("b")["status"] in ("draining", "offline")
+
+
+@pytest.mark.parametrize("plug", [signal.SIGKILL, signal.SIGHUP], ids=["kill -9", "terminal closed"])
+def test_a_router_that_is_gone_leaves_no_agent_of_its_own(tmp_path: Path, plug: signal.Signals) -> None:
+    arguments = ["--with-node", "--no-mdns", "--host", "127.0.0.1", "--port", str(free_port())]
+    log = tmp_path / "router.log"
+    env = {"FLEET_NODE_PORT": "0"}
+    router = Program(log, "herd", *arguments, "--data-dir", str(tmp_path / "data"), env=env)
+    try:
+        until(lambda: "is online at the router" in router.said(), "the agent to be online")
+        children = psutil.Process(router.pid).children(recursive=True)
+        assert len(children) == 1
+        router.process.send_signal(plug)
+        router.process.wait(15)
+        _, alive = psutil.wait_procs(children, timeout=10)
+        assert not alive, "the agent outlived its router"
+    finally:
+        router.close()
