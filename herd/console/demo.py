@@ -195,7 +195,7 @@ def _with_free_port(settings: Settings, *, chosen: bool) -> Settings:
     port = port_of(sockets)
     for sock in sockets:
         sock.close()
-    write([f"Port {settings.port} is taken; the router uses {port}."])
+    write([f"Port {settings.port} is taken; the router uses {port}: give other commands --port {port}."])
     return settings.model_copy(update={"port": port})
 
 

@@ -139,7 +139,7 @@ def _request(row: Row) -> list[str]:
     """What was asked, once for all attempts."""
     lines = [f"request {row['request_id']}  {overview.utc(row['timestamp'])}"]
     lines.append(f"{row['original_format']} {row['kind']}, model {row['original_model']}")
-    if row.get("estimated_tokens") is not None:
+    if row.get("estimated_tokens"):  # a look at a model (show) has no prompt
         lines[-1] += f", about {row['estimated_tokens']:.0f} prompt tokens"
     if row.get("client_request_id"):
         lines.append(f"the caller's own id: {row['client_request_id']}")

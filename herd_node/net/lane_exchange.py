@@ -148,6 +148,7 @@ class LaneExchange:
         if not self._open:
             return
         self._open, self.gone = False, True
+        self._head = b""
         self._wake()
         callbacks, self._callbacks = self._callbacks, []
         for callback in callbacks:

@@ -10,7 +10,7 @@ import pytest
 
 from herd_node.net import lane_exchange
 from herd_node.net.asgi import asgi_endpoint
-from herd_node.net.exchange import Exchange
+from herd_node.net.exchange import ClientGone, Exchange
 from herd_node.net.lane import lane_protocol
 from herd_node.net.lane_exchange import LaneExchange
 from herd_node.net.pool import Origin, Pool, UpstreamCut
@@ -189,6 +189,21 @@ async def test_the_rest_of_a_request_that_has_been_answered_is_dropped() -> None
         assert (await answer(client))[1] == b"no"
         assert first._pieces == []
         assert server.took == ["lane", "lane"]
+
+
+async def test_nothing_is_written_to_a_connection_that_was_lost_before_its_head_went_out() -> None:
+    async def handler(exchange: Exchange) -> None:
+        assert isinstance(exchange, LaneExchange)
+        await exchange.start(200, [])
+        exchange.leave()
+        await asyncio.sleep(0)
+        server.connection.transport.close()
+        raise ClientGone
+
+    async with in_lane(handler) as server:
+        client = await server.connect()
+        await client.post()
+        assert await client.rest() == b""
 
 
 async def test_a_cut_answer_that_the_client_does_not_read_is_given_up(
