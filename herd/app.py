@@ -61,6 +61,7 @@ _ADDRESSES_S = 3.0
 _PERSIST_S = 10.0
 _PRUNE_S = 3600.0
 _POOL_IDLE_S = 30.0
+_DRAIN_LOOK_S = 0.05
 #: Beyond the drain the server waits so long for the last error records to leave.
 _AFTER_DRAIN_S = 3.0
 
@@ -209,6 +210,7 @@ class Router:
             self.app,
             on_stop=self._on_stop,
             graceful_s=self.settings.drain_timeout_s + _AFTER_DRAIN_S,
+            hold=True,
             http=self.lane,
         )
         loops: list[tuple[str, Loop]] = [
@@ -243,7 +245,6 @@ class Router:
         """End as the first signal would."""
         if self._server is not None:
             self._on_stop(1)
-            self._server.stop()
 
     def _on_stop(self, count: int) -> None:
         if count > 1:
@@ -254,7 +255,16 @@ class Router:
         self.status.phase = "draining"
         _log.info("stopping: what runs may take %.0f s to finish", self.settings.drain_timeout_s)
         self.room.close("the router is shutting down; try again")
-        asyncio.get_running_loop().call_later(self.settings.drain_timeout_s, self.dispatcher.drain)
+        self.tasks.spawn(self._drain(), name="drain")
+
+    async def _drain(self) -> None:
+        """Answer on: `/readyz` and whoever comes gets a 503, what runs may finish. Then close the sockets."""
+        until_s = self.clock.now_s() + self.settings.drain_timeout_s
+        while self.dispatcher.live and self.clock.now_s() < until_s:
+            await self.clock.sleep(_DRAIN_LOOK_S)
+        self.dispatcher.drain()
+        if self._server is not None:
+            self._server.stop()
 
     def _supervised(self, name: str, loop: Loop) -> Coroutine[Any, Any, None]:
         return supervise(loop, name=name, clock=self.clock, on_crash=self._crashed)

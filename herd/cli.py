@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import herd
+
+if TYPE_CHECKING:
+    from herd.settings import Settings
 
 _EPILOG = "Without a command herd serves. Settings: flag > FLEET_* variable > <data-dir>/herd.toml > default."
 #: Flags that are settings; what the command line did not say is absent, so that other sources count.
@@ -53,13 +56,28 @@ def _run(command: str, args: dict[str, Any]) -> int:
             return run_demo(settings, warnings, once=bool(args.get("once")), given=given)
     client = argparse.Namespace(
         host=settings.host,
-        port=settings.port,
+        port=_port_of_the_running(settings) if "port" not in settings.model_fields_set else settings.port,
         data_dir=settings.data_dir,
         json=bool(args.get("json")),
         limit=args.get("limit", 20),
         request_id=args.get("request_id"),
     )
     return _client(command, client)
+
+
+def _port_of_the_running(settings: Settings) -> int:
+    """Nobody said a port: that of the router which runs on the data folder, else the usual one."""
+    from urllib.parse import urlsplit
+
+    import psutil
+
+    from herd.identity import read_router_file
+    from herd_node.runtime.paths import DataDir
+
+    router = read_router_file(DataDir(settings.data_dir))
+    if router is None or router.pid is None or not router.urls or not psutil.pid_exists(router.pid):
+        return settings.port
+    return urlsplit(router.urls[0]).port or settings.port
 
 
 def _client(command: str, args: argparse.Namespace) -> int:

@@ -65,12 +65,17 @@ def run_traces(args: argparse.Namespace) -> int:
     return 0
 
 
+#: `explain last` looks for a request that was scored among so many rows.
+_LAST_OF = 100
+
+
 @command
 def run_explain(args: argparse.Namespace) -> int:
     """One request, attempt by attempt: the signals of the best nodes, and who was left out for what."""
     request_id = args.request_id
     if request_id == "last":
-        newest = _rows(args, limit=1)
+        # A `show` is a look-up without a choice to explain, and clients send one before every chat.
+        newest = [row for row in _rows(args, limit=_LAST_OF) if row["kind"] != "show"]
         if not newest:
             raise HerdError("No request has been made yet.")
         request_id = newest[0]["request_id"]

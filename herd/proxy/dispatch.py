@@ -10,6 +10,7 @@ the pool's. What a failure means stands in `failures`; who is next is `herd.sche
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 from dataclasses import dataclass
@@ -155,16 +156,19 @@ class _Run:
             self._end_client_gone()
         except Tripped as tripped:
             await self._tripped(tripped.cause)
-        except BaseException as error:
+        except asyncio.CancelledError as error:
             self._end_unexpected(error)
             raise
+        except Exception as error:  # noqa: BLE001 - logged; the caller gets a 500 with the request's own id
+            _log.exception("unexpected error while serving %s", self.request.request_id)
+            await self._answer_unexpected(self._end_unexpected(error))
         finally:
             owner.live.discard(guard)
 
     async def _attempts(self) -> None:
         while True:
             self.guard.check()
-            granted = await self.owner.room.acquire(self.request, self.history)
+            granted = await self.owner.room.acquire(self.request, self.history, self._note_waiting)
             if isinstance(granted, Reject):
                 await self._refuse(granted)
                 return
@@ -212,7 +216,8 @@ class _Run:
             version,
             self.owner.clock.now_s(),
             self.owner.clock.wall_s(),
-            retries=self.rows,
+            self.rows,
+            granted.shown,
         )
         self.rows += 1
         self._record("started")
@@ -430,7 +435,7 @@ class _Run:
             error = BadRequest(reject.message)
         else:
             error = Saturated(reject.message, retry_after_s=self._jittered(reject.retry_after_s))
-        if self.last_row is None:
+        if self._never_sent:
             self._record("rejected", error=error, reject=reject)
         await self._give_up(error)
 
@@ -471,7 +476,7 @@ class _Run:
         if self.sent is not None:
             self._record("failed", error=error)
             self._end_attempt(self._cancelled())
-        elif self.last_row is None:
+        elif self._never_sent:
             self._record("rejected", error=error)
         try:
             with Guard() as patience:
@@ -500,20 +505,38 @@ class _Run:
         self._record("client_gone")
         self._end_attempt(self._cancelled())
 
-    def _end_unexpected(self, error: BaseException) -> None:
+    async def _answer_unexpected(self, error: ApiError) -> None:
+        if self.exchange.started:
+            self.exchange.abort()
+            return
+        with contextlib.suppress(ClientGone):
+            await self._give_up(error)
+
+    @property
+    def _never_sent(self) -> bool:
+        """It has no row yet, or only the one that says it waits."""
+        return self.last_row is None or self.rows == 0
+
+    def _note_waiting(self) -> None:
+        """It waits, or is held: from now on it has a row, which its first attempt will fill."""
+        if self.last_row is None:
+            self._record("started")
+
+    def _end_unexpected(self, error: BaseException) -> ApiError:
         """The router's own failure or its forced end: the slot must not leak, the row must not stay open."""
         stopped = isinstance(error, asyncio.CancelledError)
         status: Status = "interrupted" if stopped else "failed"
         why = ApiError("the router stopped" if stopped else "an internal error of the router")
         if self.sent is None:
             self._end_between_attempts(status, why)
-            return
+            return why
         self._record(status, error=why)
         self._end_attempt(self._cut_short())
+        return why
 
     def _end_between_attempts(self, status: Status, error: ApiError | None) -> None:
         """The last attempt's row, or the request's own if it never had one, becomes the final one."""
-        if self.last_row is None:
+        if self.last_row is None or self.rows == 0:
             self._record(status, error=error)
         elif self.last_row.status not in ENDED:
             self._put(self.last_row._replace(status=status))
@@ -561,7 +584,7 @@ class _Run:
             (b"content-type", upstream.header(b"content-type") or b"application/json"),
             *self._common_headers(),
             (b"x-fleet-node", step.node_id.encode()),
-            (b"x-fleet-model", names.header_value(request.asked[step.model_index])),
+            (b"x-fleet-model", names.header_value(sent.shown)),
         ]
         if step.card.by_signal:
             headers.append((b"x-fleet-score", b"%.1f" % step.card.total))

@@ -25,6 +25,8 @@ class Sent(NamedTuple):
     started_s: float
     started_wall_s: float
     retries: int
+    shown: str = ""
+    """The model's name as the node spells it."""
 
 
 def result(

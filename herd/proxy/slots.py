@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from herd.errors import HerdError
 from herd.fleet.registry import AttemptToken, Registry
+from herd.fleet.snapshot import ModelName
 from herd.request import InferenceRequest
 from herd.scheduling import plan
 from herd.scheduling.lookup import lookup
@@ -38,6 +40,12 @@ class Granted(NamedTuple):
     cold: bool
     history: History
     """With the time that was spent waiting: the budgets are the request's, not the attempt's (R-5)."""
+    shown: str
+    """The model's name as the node spells it."""
+
+
+def _shown(names: Iterable[ModelName], model: str) -> str:
+    return next((name.shown for name in names if name.canonical == model), model)
 
 
 class QueueRow(NamedTuple):
@@ -114,17 +122,21 @@ class WaitingRoom:
             oldest[model] = max(oldest.get(model, 0.0), now_s - pending.arrival_s)
         return {model: QueueRow(self._by_model[model], age_s) for model, age_s in oldest.items()}
 
-    async def acquire(self, request: InferenceRequest, history: History) -> Granted | Reject:
+    async def acquire(
+        self, request: InferenceRequest, history: History, on_wait: Callable[[], None] = lambda: None
+    ) -> Granted | Reject:
         """A slot for the request, however long that takes, or the reason why it gets none.
 
-        Cancel it to leave the queue. Attempts that failed are in `history`.
+        Cancel it to leave the queue. Attempts that failed are in `history`. `on_wait` is called when it has
+        to wait or is held.
         """
         if self._closed is not None:
             return self._closed
         now_s = self._clock.now_s()
         snapshot = self._registry.snapshot(now_s)
         if request.route.kind == "show" and (found := lookup(request, snapshot, history)) is not None:
-            return Granted(found[0], None, found[1].backend_kind, False, history)
+            shown = _shown(found[1].names, found[0].model)
+            return Granted(found[0], None, found[1].backend_kind, False, history, shown)
         claims = Claims(self._claims, self._drains)
         step = plan.next_step(request, snapshot, history, self._policy, now_s, claims, self._table)
         if isinstance(step, Attempt):
@@ -139,6 +151,7 @@ class WaitingRoom:
         pending = _Pending(request, history, now_s, deadline_s, future)
         self._join(pending)
         self._settle(pending, step)
+        on_wait()
         try:
             return await future
         except asyncio.CancelledError:
@@ -203,7 +216,9 @@ class WaitingRoom:
         )
         if token.was != "hot":
             self._registry.evict(step.node_id, step.evicts, now_s)
-        return Granted(step, token, token.instance.facts.backend_kind, token.was != "hot", history)
+        facts = token.instance.facts
+        shown = _shown(facts.names, step.model)
+        return Granted(step, token, facts.backend_kind, token.was != "hot", history, shown)
 
     def _give_back(self, result: Granted | Reject) -> None:
         if isinstance(result, Granted) and result.token is not None:

@@ -2,7 +2,8 @@
 
 A request puts its trace here and goes on; it never waits, never sees an error of the database, and
 serialises nothing. What is queued is keyed by attempt, so a start whose end comes before its batch is written
-becomes one row, ended. The queue is bounded: with the database away for long, starts go before ends.
+becomes one row, ended; its Trace need never be made (`put_start`). The queue is bounded: with the database
+away for long, starts go before ends.
 
 Durability (docs/traces.md): a row is handed to SQLite at most 100 ms after `put`, which leaves 150 ms of the
 promised 250 for the commit. `close` writes everything.
@@ -27,9 +28,11 @@ from herd_node.runtime.clock import Clock
 logger = logging.getLogger(__name__)
 
 Job = Callable[[sqlite3.Connection], object]
+#: Makes the row of an attempt that has begun, if somebody wants it before the attempt ends. It cannot fail.
+Start = Callable[[], Trace]
 _Key = tuple[str, int]
 
-BATCH_ROWS: Final = 64
+BATCH_ROWS: Final = 256
 BATCH_WAIT_S: Final = 0.1
 RETRY_S: Final = 5.0
 MAX_QUEUED: Final = 10_000
@@ -43,10 +46,10 @@ class TraceWriter:
     def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database
         self._clock = clock
-        self._started: OrderedDict[_Key, Trace] = OrderedDict()
+        self._started: OrderedDict[_Key, Trace | Start] = OrderedDict()
         self._ended: OrderedDict[_Key, Trace] = OrderedDict()
         self._jobs: deque[Job] = deque(maxlen=MAX_JOBS)
-        self._recent: OrderedDict[_Key, Trace] = OrderedDict()
+        self._recent: OrderedDict[_Key, Trace | Start] = OrderedDict()
         self._filled = asyncio.Event()
         self._writing = asyncio.Lock()
         self._written = 0
@@ -55,18 +58,23 @@ class TraceWriter:
 
     def put(self, trace: Trace) -> None:
         """Queue a start or an end. Never blocks, never fails."""
+        if trace.status == "started":
+            self.put_start(trace.request_id, trace.attempt, lambda: trace)
+            return
         key = (trace.request_id, trace.attempt)
         self._remember(key, trace)
-        if trace.status == "started":
-            if key in self._ended:  # a row that has ended stays ended
-                return
-            self._started[key] = trace
-        else:
-            self._started.pop(key, None)
-            self._ended[key] = trace
-        if len(self._started) + len(self._ended) > MAX_QUEUED:
-            self._drop_one()
-        self._filled.set()
+        self._started.pop(key, None)
+        self._ended[key] = trace
+        self._queue_grew()
+
+    def put_start(self, request_id: str, attempt: int, start: Start) -> None:
+        """Queue a start as what makes its row; most are replaced by their end and never called."""
+        key = (request_id, attempt)
+        if key in self._ended:  # a row that has ended stays ended
+            return
+        self._remember(key, start)
+        self._started[key] = start
+        self._queue_grew()
 
     def submit(self, job: Job) -> None:
         """Queue other work for the same writer (learned rates, what nodes list), a transaction each."""
@@ -112,7 +120,9 @@ class TraceWriter:
 
     def recent(self, limit: int, request_id: str | None = None) -> list[dict[str, object]]:
         """The newest of the last 1,000 attempts of this run, from memory, in the form of `list_traces`."""
-        wanted = (t for t in self._recent.values() if request_id is None or t.request_id == request_id)
+        wanted = [
+            _made(row) for key, row in self._recent.items() if request_id is None or key[0] == request_id
+        ]
         newest = sorted(wanted, key=lambda t: (t.timestamp, t.attempt), reverse=True)
         return [traces.as_row(trace) for trace in newest[: max(0, limit)]]
 
@@ -128,8 +138,13 @@ class TraceWriter:
     def _queued(self) -> int:
         return len(self._started) + len(self._ended)
 
-    def _remember(self, key: _Key, trace: Trace) -> None:
-        self._recent[key] = trace
+    def _queue_grew(self) -> None:
+        if len(self._started) + len(self._ended) > MAX_QUEUED:
+            self._drop_one()
+        self._filled.set()
+
+    def _remember(self, key: _Key, row: Trace | Start) -> None:
+        self._recent[key] = row
         if len(self._recent) > RECENT_ROWS:
             self._recent.popitem(last=False)
 
@@ -141,13 +156,14 @@ class TraceWriter:
         # Rows stay queued until they are written: a failure needs no way back, and an end that comes
         # meanwhile simply takes the place of its start. Ends first: they are worth more.
         batch = list(islice(chain(self._ended.items(), self._started.items()), BATCH_ROWS))
-        rows = [trace for _, trace in batch]
+        rows = [_made(row) for _, row in batch]
         if not await self._attempt(partial(traces.write_batch, rows=rows), rows):
             return False
-        for key, trace in batch:
-            for queue in (self._ended, self._started):
-                if queue.get(key) is trace:
-                    del queue[key]
+        for key, row in batch:
+            if self._ended.get(key) is row:
+                del self._ended[key]
+            elif self._started.get(key) is row:
+                del self._started[key]
         return True
 
     async def _write_job(self) -> bool:
@@ -200,6 +216,10 @@ class TraceWriter:
         if self._last_error is not None:
             logger.warning("the database takes rows again; %d were dropped meanwhile", self._dropped)
             self._last_error = None
+
+
+def _made(row: Trace | Start) -> Trace:
+    return row if isinstance(row, Trace) else row()
 
 
 def _database_away(error: Exception) -> bool:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Mapping, Sequence
+from itertools import chain
+from operator import itemgetter
 from typing import Final
 
 import orjson
@@ -53,13 +55,31 @@ MAX_CANDIDATES: Final = 8
 MAX_EXCLUDED: Final = 64
 MAX_LISTED: Final = 1_000
 
-# A row that has ended stays ended: a late or repeated `started` changes nothing.
-_UPSERT: Final = f"""
-INSERT INTO request_traces ({", ".join(COLUMNS)}) VALUES ({", ".join("?" * len(COLUMNS))})
-ON CONFLICT (request_id, attempt) DO UPDATE SET
-    {", ".join(f"{name} = excluded.{name}" for name in COLUMNS if name not in ("request_id", "attempt"))}
+#: Columns that are fields of the trace as they stand; in the statement they come before the JSON columns.
+_PLAIN: Final = tuple(name for name in COLUMNS if name in Trace._fields and name not in JSON_COLUMNS)
+_plain: Final = itemgetter(*map(Trace._fields.index, _PLAIN))
+#: SQLite itself allows more; this bounds the memory of the prepared statements.
+_MAX_STATEMENT_ROWS: Final = 128
+
+
+def _upsert(rows: int) -> str:
+    """Many rows are one statement: between two rows of `executemany` the interpreter's lock changes hands.
+
+    A row that has ended stays ended: a late or repeated `started` changes nothing.
+    """
+    values = f"({', '.join('?' * len(COLUMNS))})"
+    changes = (f"{name} = excluded.{name}" for name in COLUMNS if name not in ("request_id", "attempt"))
+    return f"""
+INSERT INTO request_traces ({", ".join(_PLAIN + JSON_COLUMNS)}) VALUES {", ".join([values] * rows)}
+ON CONFLICT (request_id, attempt) DO UPDATE SET {", ".join(changes)}
 WHERE excluded.status <> 'started' OR request_traces.status = 'started'
 """
+
+
+#: Of few sizes, so that each is prepared once and kept: the powers of two.
+_UPSERTS: Final = {
+    1 << power: _upsert(1 << power) for power in reversed(range(_MAX_STATEMENT_ROWS.bit_length()))
+}
 
 _NEWEST: Final = (
     f"SELECT {', '.join(COLUMNS)} FROM request_traces ORDER BY timestamp DESC, attempt DESC LIMIT ?"
@@ -76,7 +96,15 @@ DELETE FROM request_traces WHERE rowid IN (
 
 def write_batch(connection: sqlite3.Connection, rows: Sequence[Trace]) -> None:
     """Write the rows inside the caller's transaction. An end replaces its start, row for row."""
-    connection.executemany(_UPSERT, [_values(row) for row in rows])
+    allowed = connection.getlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER) // len(COLUMNS)
+    done = 0
+    for size, statement in _UPSERTS.items():
+        if size > allowed:
+            continue
+        while len(rows) - done >= size:
+            some = rows[done : done + size]
+            connection.execute(statement, tuple(chain.from_iterable(map(_values, some))))
+            done += size
 
 
 def list_traces(
@@ -122,11 +150,16 @@ def as_row(trace: Trace) -> dict[str, object]:
 
 
 def _values(trace: Trace) -> tuple[object, ...]:
-    row = as_row(trace)
-    for name in JSON_COLUMNS:
-        if row[name] is not None:
-            row[name] = orjson.dumps(row[name]).decode()
-    return tuple(row[name] for name in COLUMNS)
+    """`_PLAIN`, then `JSON_COLUMNS`."""
+    card, candidates, excluded, tags = trace.card, _best(trace), trace.excluded, trace.tags
+    plain: tuple[object, ...] = _plain(trace)
+    return (
+        *plain,
+        None if card is None else orjson.dumps(_breakdown(card)).decode(),
+        orjson.dumps([(card.node_id, card.total, card.by_signal) for card in candidates]).decode(),
+        orjson.dumps(_excluded(trace)).decode() if excluded else "{}",
+        orjson.dumps(tags).decode() if tags else "[]",
+    )
 
 
 def _breakdown(card: ScoreCard) -> dict[str, float]:

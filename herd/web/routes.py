@@ -35,12 +35,12 @@ OWN: tuple[Route, ...] = (
     Route(("GET", "HEAD"), "/api/version", "ollama", "list", "", "none"),
     Route(("GET", "HEAD"), "/", "ollama", "list", "", "none"),
     Route(("POST",), "/heartbeat", "fleet", "status", ""),
-    Route(("GET",), "/fleet/status", "fleet", "status", "", "none"),
+    Route(("GET", "HEAD"), "/fleet/status", "fleet", "status", "", "none"),
     Route(("GET", "HEAD"), "/healthz", "fleet", "status", "", "none"),
     Route(("GET", "HEAD"), "/readyz", "fleet", "status", "", "none"),
-    Route(("GET",), "/dashboard/api/traces", "fleet", "status", "", "none"),
-    Route(("GET",), "/dashboard", "fleet", "page", "", "none"),
-    Route(("GET",), "/dashboard/static/{path:path}", "fleet", "page", "", "none"),
+    Route(("GET", "HEAD"), "/dashboard/api/traces", "fleet", "status", "", "none"),
+    Route(("GET", "HEAD"), "/dashboard", "fleet", "page", "", "none"),
+    Route(("GET", "HEAD"), "/dashboard/static/{path:path}", "fleet", "page", "", "none"),
 )
 
 ROUTES: tuple[Route, ...] = (*FORWARDED, *OWN)

@@ -161,6 +161,7 @@ def describe(
         context_tokens=context_tokens or whole(meta.get("n_ctx")) or None,
         context_fixed=True,
         embedding_length=whole(meta.get("n_embd")) or None,
+        family="llamacpp",
     )
 
 

@@ -199,7 +199,8 @@ def _addresses(host: str) -> list[tuple[socket.AddressFamily, str]]:
     try:
         found = socket.getaddrinfo(bare, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
-        raise StartPortTaken(f"{host} is not an address of this machine: {error}.") from error
+        why = getattr(error, "strerror", None) or error
+        raise StartPortTaken(f"{host} is not an address of this machine: {why}.") from error
     return list(dict.fromkeys((socket.AddressFamily(row[0]), str(row[4][0])) for row in found))
 
 
