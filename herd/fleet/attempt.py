@@ -62,8 +62,7 @@ class AttemptToken:
         self.alone = True
         """Whether nothing else ran on the node since it started."""
         self.ended = False
-        first = prefixes[0].digest if prefixes else None
-        self.cache_possible = any(held[0].digest == first for held in instance.held)
+        self.cache_possible = instance.held.starts_like(prefixes)
 
 
 def sample(token: AttemptToken, result: AttemptResult) -> Sample:

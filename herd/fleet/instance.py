@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from math import exp
 from typing import Literal, NamedTuple
 
+from herd.fleet.held import NOTHING_HELD, Held
 from herd.fleet.snapshot import ArrivalRate, InstanceState, InstanceView, ModelName, Rates, Running
 from herd.request import PrefixMark
 from herd_node.protocol import wire
@@ -162,7 +163,7 @@ class Instance:
         self.running: dict[object, Running] = {}
         self.settling: dict[object, tuple[float, float]] = {}
         """Slots of cancelled requests: since when, and until when at the latest."""
-        self.held: tuple[tuple[PrefixMark, ...], ...] = ()
+        self.held: Held = NOTHING_HELD
         self.arrival = ArrivalRate(0.0, 0.0)
         self.last_used_s = 0.0
         self.bad_until_s = 0.0
@@ -216,7 +217,7 @@ class Instance:
             self.loading_since_s = None
             self.state_before_load = None
         if self.state == "hot" and state != "hot":
-            self.held = ()
+            self.held = NOTHING_HELD
         self.state = state
 
     def start(self, token: object, running: Running, prefixes: tuple[PrefixMark, ...], slots: int) -> None:
@@ -230,7 +231,7 @@ class Instance:
         self.last_used_s = now_s
         self.arrival = arrived(self.arrival, now_s)
         if prefixes:
-            self.held = hold(self.held, prefixes, slots)
+            self.held = self.held.with_sequence(prefixes, slots)
 
     def evicted(self, now_s: float) -> bool:
         """Another load takes its memory; whether that was news about the state."""
@@ -256,12 +257,12 @@ class Instance:
 
     def forget_sequence(self, prefixes: tuple[PrefixMark, ...]) -> None:
         """It never got into the prompt cache."""
-        self.held = tuple(sequence for sequence in self.held if sequence is not prefixes)
+        self.held = self.held.without(prefixes)
 
     def unlist(self) -> None:
         """The node does not list it any more; work in its slots stays."""
         self.listed = False
-        self.held = ()
+        self.held = NOTHING_HELD
 
     @property
     def occupied(self) -> bool:
@@ -322,13 +323,3 @@ def arrived(rate: ArrivalRate, now_s: float) -> ArrivalRate:
     """One more arrival in a rate whose memory is 300 s."""
     faded = rate.per_s * exp(-max(0.0, now_s - rate.at_s) / ARRIVAL_TAU_S)
     return ArrivalRate(faded + 1.0 / ARRIVAL_TAU_S, now_s)
-
-
-def hold(
-    held: tuple[tuple[PrefixMark, ...], ...], new: tuple[PrefixMark, ...], slots: int
-) -> tuple[tuple[PrefixMark, ...], ...]:
-    """The sequences in the prompt cache after `new`: it replaces what it extends; the last `slots` stay."""
-    kept = tuple(
-        old for old in held if len(old) > len(new) or new[len(old) - 1].digest != old[-1].digest
-    )  # the digests are chained, so the last one stands for all before it
-    return (*kept, new)[-slots:]

@@ -27,6 +27,7 @@ from herd.fleet.events import (
     NodeChanged,
     NodeReported,
 )
+from herd.fleet.held import NOTHING_HELD
 from herd.fleet.instance import Instance, Report, merge
 from herd.fleet.node import Cause, next_status
 from herd.fleet.rates import EMBEDDING_STATS, LearnedRates, first_guess
@@ -140,7 +141,7 @@ class Registry:
         if rebooted:
             node.refusals_s.clear()
             for instance in node.instances.values():
-                instance.held = ()
+                instance.held = NOTHING_HELD
                 self._touch(node, instance)
 
     def _heard(self, node: Node, now_s: float) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from herd.request import PrefixMark
+from herd.fleet.held import NOTHING_HELD, Held
 
 NodeStatus = Literal["pending", "online", "degraded", "offline", "draining"]
 InstanceState = Literal["hot", "loading", "warm", "cold"]
@@ -98,8 +98,8 @@ class InstanceView:
     context_fixed: bool = False
     last_used_s: float = 0.0
     members: tuple[str, ...] = ()
-    held: tuple[tuple[PrefixMark, ...], ...] = ()
-    """Sequences believed to lie in its prompt cache, newest last."""
+    held: Held = NOTHING_HELD
+    """Sequences believed to lie in its prompt cache."""
     bad_until_s: float = 0.0
     """Could not be loaded here; not tried again before."""
     busy_until_s: float = 0.0

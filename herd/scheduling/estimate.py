@@ -195,23 +195,9 @@ def ask_of(request: InferenceRequest, model: str, snapshot: FleetSnapshot, polic
     )
 
 
-def common_prefix_tokens(asked: Sequence[PrefixMark], held: Sequence[PrefixMark]) -> float:
-    """Tokens up to the last common mark. Digests are chained, so equality at one place means up to there."""
-    low, high = 0, min(len(asked), len(held))
-    while low < high:
-        middle = (low + high) // 2
-        if asked[middle].digest == held[middle].digest:
-            low = middle + 1
-        else:
-            high = middle
-    return asked[low - 1].tokens if low else 0.0
-
-
 def cached_prefix_tokens(asked: Sequence[PrefixMark], instance: InstanceView) -> float:
     """Longest known prefix among the sequences held there, uncorrected."""
-    if not asked or not instance.held or not is_resident(instance):
-        return 0.0
-    return max(common_prefix_tokens(asked, held) for held in instance.held)
+    return instance.held.prefix_tokens(asked) if is_resident(instance) else 0.0
 
 
 def cached_tokens(request: InferenceRequest, instance: InstanceView) -> float:

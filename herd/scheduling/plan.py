@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
+from herd.fleet.held import NOTHING_HELD
 from herd.fleet.snapshot import FleetSnapshot, InstanceView, NodeView, Running
 from herd.request import InferenceRequest
 from herd.scheduling.decide import Decision, decide
@@ -312,7 +313,7 @@ def _with_attempt(
 
 def _after_start(instance: InstanceView, attempt: Attempt, running: Running) -> InstanceView:
     if instance.key in attempt.evicts:
-        return replace(instance, state="warm", held=())
+        return replace(instance, state="warm", held=NOTHING_HELD)
     if instance.key != attempt.instance_key:
         return instance
     ran = (*instance.running, running)

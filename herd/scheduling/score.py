@@ -215,7 +215,7 @@ def rank(needs: Needs, ask: Ask, tried: frozenset[str], moment: Moment) -> Ranki
             continue
         if has_claims:
             where = _claimed(row, where, needs, moment)
-        cached = cached_prefix_tokens(ask.prefixes, instance) if instance.held and ask.prefixes else 0.0
+        cached = cached_prefix_tokens(ask.prefixes, instance)
         total_s = seconds(where, ask, cached, now_s)
         found.append((total_s, node.last_chosen_s, node.node_id, instance.key, where, cached))
         if instance.rates.step_s < fastest_step_s:

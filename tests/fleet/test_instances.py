@@ -4,9 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from herd.fleet.instance import arrived, hold, merge
+from herd.fleet.held import NOTHING_HELD, Held
+from herd.fleet.instance import arrived, merge
 from herd.fleet.registry import AttemptResult
 from herd.fleet.snapshot import ArrivalRate
+from herd.request import PrefixMark
 from herd_node.protocol import wire
 from tests.fleet.build import KEY, OLLAMA, backend, beat, fresh, join, marks, model, online, start
 
@@ -201,30 +203,68 @@ def test_what_a_node_lists_is_told_for_the_database_and_remembered_nodes_are_dro
 # ---- held sequences and arrivals ------------------------------------------------------------------------
 
 
+def held(*sequences: tuple[PrefixMark, ...], slots: int = 2) -> Held:
+    here = NOTHING_HELD
+    for sequence in sequences:
+        here = here.with_sequence(sequence, slots)
+    return here
+
+
+prompts = st.lists(st.sampled_from("abc"), min_size=1, max_size=4).map(lambda words: marks(*words))
+
+
+def common_tokens(one: tuple[PrefixMark, ...], other: tuple[PrefixMark, ...]) -> float:
+    same = [mine.tokens for mine, theirs in zip(one, other, strict=False) if mine.digest == theirs.digest]
+    return max(same, default=0.0)
+
+
+@given(st.lists(st.tuples(prompts, st.booleans()), max_size=12), prompts, st.integers(1, 4))
+def test_what_is_held_is_found_whatever_came_and_went(history, asked, slots):
+    here, plain = NOTHING_HELD, []
+    for prompt, failed in history:
+        before = here, here.sequences, dict(here.digests)
+        here = here.with_sequence(prompt, slots)
+        plain = [old for old in plain if prompt[: len(old)] != old]
+        plain = [*plain, prompt][-slots:]
+        if failed:
+            here = here.without(prompt)
+            plain.remove(prompt)
+        assert (before[0].sequences, before[0].digests) == before[1:], "a value that was handed out changed"
+        assert here.sequences == tuple(plain)
+        assert here.prefix_tokens(asked) == max((common_tokens(asked, old) for old in plain), default=0.0)
+        assert here.starts_like(asked) == any(old[0].digest == asked[0].digest for old in plain)
+
+
+def test_an_equal_sequence_that_came_later_is_not_forgotten():
+    first, again = marks("s", "a"), marks("s", "a")
+    assert held(first, again).without(first).sequences == (again,)
+    assert held(first).without(()).sequences == (first,)
+
+
 def test_a_new_sequence_replaces_the_one_it_extends_and_the_last_slots_stay():
     one, two = marks("s", "a"), marks("s", "b")
     longer = marks("s", "a", "answer", "c")
-    assert hold((one, two), longer, 2) == (two, longer)
-    assert hold((one, two), marks("s", "c"), 2) == (two, marks("s", "c"))
-    assert hold((longer,), one, 2) == (longer, one)
-    assert hold((one,), one, 2) == (one,)
+    assert held(one, two, longer).sequences == (two, longer)
+    assert held(one, two, marks("s", "c")).sequences == (two, marks("s", "c"))
+    assert held(longer, one).sequences == (longer, one)
+    assert held(one, one).sequences == (one,)
 
 
 def test_a_sequence_is_held_from_the_start_and_forgotten_at_unload():
     registry = online(model())
     prompt = marks("s", "a")
     token = start(registry, 1.0, prefixes=prompt)
-    assert registry.instance("attic", KEY).held == (prompt,)
+    assert registry.instance("attic", KEY).held.sequences == (prompt,)
     registry.end_attempt(token, 2.0, AttemptResult(ok=True))
     registry.on_beat(beat("attic", model(state="warm", unloaded_s_ago=1.0)), "10.0.0.5", 10.0)
-    assert registry.instance("attic", KEY).held == ()
+    assert registry.instance("attic", KEY).held == NOTHING_HELD
 
 
 def test_a_request_that_failed_before_its_first_record_leaves_no_sequence():
     registry = online(model())
     token = start(registry, 1.0, prefixes=marks("s"))
     registry.end_attempt(token, 2.0, AttemptResult(ok=False))
-    assert registry.instance("attic", KEY).held == ()
+    assert registry.instance("attic", KEY).held == NOTHING_HELD
 
 
 @given(st.floats(0.2, 20), st.integers(1, 5))

@@ -230,7 +230,7 @@ class RegistryMachine(RuleBasedStateMachine):
             for one in node.instances:
                 assert not one.running or one.state in ("hot", "loading")
                 assert one.slots >= 1
-                assert len(one.held) <= 2
+                assert len(one.held.by_last) <= 2
                 assert (one.loading_since_s is not None) == (one.state == "loading")
 
 

@@ -65,6 +65,48 @@ def test_a_started_row_has_the_choice_and_no_end():
     assert (row.client_ip, row.principal) == ("10.0.0.9", "lan")
 
 
+def test_a_start_can_be_made_later():
+    assert records.started(REQUEST, sent(), 2, "r") == row_of(sent(), "started", 999.0)
+
+
+def test_every_field_stands_in_its_place():
+    ending = Ending("complete", "stop", prompt_tokens=9, cached_tokens=4, completion_tokens=3, message="m")
+    row = row_of(sent(model_index=1), "completed", 103.0, ttft_s=0.5, ending=ending)
+    assert row == Trace(
+        request_id="r1",
+        attempt=2,
+        status="completed",
+        timestamp=5001.5,
+        model="other",
+        original_model="Llama3:8B",
+        original_format="openai",
+        kind="chat",
+        router_id="r",
+        client_request_id="theirs",
+        node_id="attic",
+        score=110.0,
+        card=CARD,
+        candidates=(CARD,),
+        excluded=(Exclusion("cellar", "offline"),),
+        latency_ms=1500.0,
+        time_to_first_token_ms=500.0,
+        queue_ms=1500.0,
+        prompt_tokens=9,
+        cached_tokens=4,
+        completion_tokens=3,
+        retry_count=1,
+        fallback_used=True,
+        client_ip="10.0.0.9",
+        principal="lan",
+        user="anna",
+        error_message="m",
+        finish_reason="stop",
+        estimated_tokens=12.3,
+        tags=("a",),
+        agent_version="0.1.0",
+    )
+
+
 def test_a_completed_row_has_the_counts_and_times():
     ending = Ending("complete", "stop", prompt_tokens=9, cached_tokens=4, completion_tokens=3)
     row = row_of(sent(model_index=1), "completed", 103.0, ttft_s=0.5, ending=ending)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import sqlite3
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,28 @@ async def test_an_end_before_the_batch_is_written_makes_one_row(writer: TraceWri
     await writer.flush()
     assert writer.stats() == {"written": 1, "dropped": 0, "queue": 0, "last_error": None}
     assert [row["status"] for row in (await rows_of(db)).values()] == ["completed"]
+
+
+async def test_the_row_of_a_start_is_made_only_when_it_is_wanted(writer: TraceWriter, db: Database) -> None:
+    made: list[str] = []
+
+    def start(request_id: str) -> Trace:
+        made.append(request_id)
+        return started(request_id)
+
+    for i in range(3):
+        writer.put_start(name(i), 1, partial(start, name(i)))
+    writer.put(trace(name(0)))
+    writer.put_start(name(0), 1, partial(start, name(0)))  # too late: it has ended
+    assert [row["status"] for row in writer.recent(9, name(0))] == ["completed"]
+    assert made == []
+    assert [row["status"] for row in writer.recent(9, name(1))] == ["started"]
+    assert made == [name(1)]
+    writer.put(trace(name(1)))
+    await writer.flush()
+    assert made == [name(1), name(2)]
+    statuses = [(await rows_of(db))[name(i), 1]["status"] for i in range(3)]
+    assert statuses == ["completed", "completed", "started"]
 
 
 async def test_an_end_that_comes_while_its_start_is_being_written_is_not_lost(

@@ -370,6 +370,12 @@ async def test_f44_a_stream_that_outlives_the_drain_ends_with_an_error_record(tm
             await until(lambda: len(router.room) == 1, "one to wait")
             router.stop()
             assert (await waiting).status == 503
+            # it goes on answering while it drains, and says so
+            ready = await fleet.request("/readyz", method="GET")
+            assert (ready.status, ready.json()["phase"]) == (503, "draining")
+            refused = await fleet.request("/api/chat", _chat("m:1"))
+            assert (refused.status, "shutting down" in refused.error) == (503, True)
+            assert refused.headers["retry-after"]
             for call in running_ones[:3]:
                 answer = await call.rest()
                 assert (answer.whole, answer.ends, len(answer.errors)) == (True, 0, 1)
@@ -385,7 +391,7 @@ async def test_f44_a_stream_that_outlives_the_drain_ends_with_an_error_record(tm
             await process.wait()
     with contextlib.closing(sqlite3.connect(router.data_dir.database_file)) as database:
         rows = database.execute("SELECT status, COUNT(*) FROM request_traces GROUP BY status").fetchall()
-    assert sorted(rows) == [("failed", 4), ("rejected", 1)]
+    assert sorted(rows) == [("failed", 4), ("rejected", 2)]
 
 
 def _chat(model: str, **more: Any) -> dict[str, Any]:
@@ -399,6 +405,8 @@ async def test_f54_f44_a_router_that_stops_refuses_who_waits_and_ends_what_runs(
         fleet = Fleet(router, tmp_path)
         held = asyncio.ensure_future(fleet.ask(QUESTIONS[0]))
         await until(lambda: len(router.room) == 1, "it to be held")
+        (row,) = router.traces.recent(5)
+        assert (row["status"], row["node_id"], row["attempt"]) == ("started", None, 1)
         router.stop()
         answer = await held
         assert (answer.status, answer.error) == (503, "the router is shutting down; try again")

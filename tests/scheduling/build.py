@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import replace
 
+from herd.fleet.held import NOTHING_HELD, Held
 from herd.fleet.snapshot import (
     FleetSnapshot,
     InstanceView,
@@ -14,7 +15,7 @@ from herd.fleet.snapshot import (
     Rates,
     Running,
 )
-from herd.request import InferenceRequest
+from herd.request import InferenceRequest, PrefixMark
 from herd_node.protocol.routes import FORWARDED_BY_PATH
 
 NOW = 1000.0
@@ -32,6 +33,14 @@ def run(ago_s: float = 0.4, first_ago_s: float | None = None) -> Running:
     return Running("r", "m", NOW - ago_s, first_s, prefill_s=1.0, out_tokens=150.0)
 
 
+def holding(*sequences: tuple[PrefixMark, ...]) -> Held:
+    """A prompt cache in which these sequences lie, oldest first."""
+    held = NOTHING_HELD
+    for sequence in filter(None, sequences):
+        held = held.with_sequence(sequence, len(sequences))
+    return held
+
+
 def instance(
     name: str = "m",
     state: str = "hot",
@@ -43,6 +52,8 @@ def instance(
 ) -> InstanceView:
     """A number of `running` requests stands for as many that were sent 0.4 s ago."""
     shown = names or (name,)
+    if "held" in fields:
+        fields["held"] = holding(*fields["held"])  # type: ignore[misc]
     ran = tuple(run() for _ in range(running)) if isinstance(running, int) else running
     given: dict[str, object] = {
         "backend_id": OLLAMA,

@@ -85,6 +85,18 @@ def test_a_row_without_a_choice_has_no_breakdown(conn: sqlite3.Connection) -> No
     assert (row["scores_breakdown"], row["candidates"], row["excluded_nodes"]) == (None, [], {})
 
 
+@pytest.mark.parametrize("variables", [999, 250_000])
+def test_a_batch_of_any_size_is_written_whole_and_in_order(conn: sqlite3.Connection, variables: int) -> None:
+    conn.setlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER, variables)
+    ids = [f"{i:024x}" for i in range(300)]
+    write_batch(conn, [])
+    write_batch(conn, [started(i) for i in ids] + [trace(i, timestamp=WALL_S + 1) for i in ids[:299]])
+    rows = {row["request_id"]: row for row in list_traces(conn, 1_000, None)}
+    assert len(rows) == 300
+    assert [rows[i]["status"] for i in ids] == ["completed"] * 299 + ["started"]
+    assert rows[ids[7]] == as_row(trace(ids[7], timestamp=WALL_S + 1))
+
+
 def test_an_end_takes_the_place_of_its_start(conn: sqlite3.Connection) -> None:
     write_batch(conn, [started()])
     assert [row["status"] for row in list_traces(conn, 10, None)] == ["started"]
