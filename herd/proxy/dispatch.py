@@ -114,6 +114,7 @@ class Dispatcher:
         self.router_id = router_id
         self.chance = chance
         self.live: set[Guard] = set()
+        self.loop = asyncio.get_running_loop()
 
     async def handle(self, exchange: Exchange, request: InferenceRequest, dialect: Dialect) -> None:
         """Answer one admitted request, whatever a node or its client does."""
@@ -135,7 +136,7 @@ class _Run:
         self.exchange = exchange
         self.request = request
         self.dialect = dialect
-        self.guard = Guard()
+        self.guard = Guard(owner.loop)
         self.history = History()
         self.rows = 0
         self.sent: Sent | None = None
@@ -225,22 +226,29 @@ class _Run:
 
     async def _until_answer(self, sent: Sent) -> tuple[StreamWatch, bytes] | None:
         """Send, and read up to the first content record; None when the answer does not stream."""
+        if not self.request.stream:  # only the total deadline: the first byte comes last
+            await self._open(sent)
+            return None
         deadlines = self.owner.deadlines
         limit_s = deadlines.cold_load_s if sent.cold else deadlines.first_record_s
         try:
-            with Guard() as silence:
-                if self.request.stream:
-                    silence.deadline("first_record", limit_s, "first_record")
-                upstream = self.upstream = await self._send(sent)
-                if upstream.status != 200:
-                    raise _Failed(await self._read_failure(sent, upstream))
+            with Guard(self.owner.loop) as silence:
+                silence.deadline("first_record", limit_s, "first_record")
+                upstream = await self._open(sent)
                 kind = upstream.header(b"content-type") or b""
-                if not (self.request.stream and kind.startswith(self.dialect.stream_type)):
+                if not kind.startswith(self.dialect.stream_type):
                     return None
                 watch = StreamWatch(self.dialect)
                 return watch, await self._until_content(sent, upstream, watch)
         except Tripped as tripped:
             raise _Failed(failures.too_late(sent.peer.node_id, limit_s)) from tripped
+
+    async def _open(self, sent: Sent) -> Upstream:
+        """Send and read the head; whatever is not 200 is a failure of the attempt."""
+        upstream = self.upstream = await self._send(sent)
+        if upstream.status != 200:
+            raise _Failed(await self._read_failure(sent, upstream))
+        return upstream
 
     async def _send(self, sent: Sent) -> Upstream:
         body = self._body(sent.step)
