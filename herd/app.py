@@ -47,7 +47,7 @@ from herd_node.net.server import QuietServer, StartPortTaken, bind, port_of
 from herd_node.protocol import auth
 from herd_node.protocol.routes import FORWARDED, Route
 from herd_node.runtime.addresses import own_addresses, own_networks
-from herd_node.runtime.chance import new_hex
+from herd_node.runtime.chance import HexSource, new_hex
 from herd_node.runtime.clock import Clock, SystemClock
 from herd_node.runtime.paths import DataDir, FileLock
 from herd_node.runtime.tasks import Tasks, supervise
@@ -180,7 +180,7 @@ class Router:
 
     def _handlers(self, heartbeats: Heartbeats) -> dict[str, routes.Handler]:
         inference = Inference(
-            self.dispatcher, self.clock, partial(new_hex, 12), max_body_bytes=self.settings.max_body_bytes
+            self.dispatcher, self.clock, HexSource(12), max_body_bytes=self.settings.max_body_bytes
         )
         lists = Lists(self.registry, self.clock)
         dashboard = Dashboard(self.status, self.traces, port=self.port, join_command=self._join_command)

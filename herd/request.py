@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from herd_node.protocol import jsonedit
 from herd_node.protocol.routes import Route
 
 
@@ -52,9 +53,17 @@ class InferenceRequest:
     principal: Principal | None = None
     user: str | None = None
     tags: tuple[str, ...] = ()
-    model_span: tuple[int, int] | None = None
-    """Where the JSON string of the top-level `model` value lies in `body`: [start, end), quotes included."""
+    model_key: str = "model"
+    """The field of `body` that names the model (`name` in an old show request)."""
     buffered: bool = False
     """Tools or structured output: backends hold their records back, so silence may last longer."""
     arrival_s: float = 0.0
     arrival_wall_s: float = 0.0
+
+    @property
+    def model_span(self) -> tuple[int, int] | None:
+        """Where the JSON string of the model lies in `body`: [start, end), quotes included.
+
+        Looked for when it is asked for: only a fallback model needs it.
+        """
+        return jsonedit.find_top_level(self.body, self.model_key)

@@ -6,6 +6,7 @@ watch parses the first content record, the last few, and those that might be an 
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Callable, Sequence
 from enum import Enum
@@ -28,8 +29,21 @@ _TOKENS_PER_IMAGE = 600.0
 _PROMPT_BLOCK_CHARS = 2048
 #: Of longer parts only both ends are hashed: a wrong guess costs an estimate, hashing megabytes costs time.
 _HASHED_WHOLE_CHARS = 65536
+#: From which size on a body is parsed without the middle of its long strings, and what a long one is.
+_CUT_BODY_BYTES = 256 * 1024
+_CUT_STRING_BYTES = 128 * 1024
+_KEPT_BYTES = _HASHED_WHOLE_CHARS // 2
+#: Up to here counting a word is quicker than skipping from string to string.
+_COUNTED_BYTES = 32 * 1024
+#: Stands for the middle: NUL, how many characters it had, NUL.
+_LEFT_OUT = re.compile("\0([0-9]+)\0")
+#: An ASCII character written as \\uXXXX: a letter of a key, or a NUL that is not ours.
+_ESCAPED_ASCII = re.compile(rb"\\u00[0-7]")
 #: Fields that reach into a backend's slots and files (docs/behaviour.md, refused fields).
 _REFUSED_FIELDS = frozenset({"n_discard", "id_slot", "slot_save_path", "slot_restore_path"})
+
+
+_BRACE, _END_BRACE = b"{}"
 
 
 class Verdict(Enum):
@@ -73,7 +87,8 @@ class Parsed(NamedTuple):
     buffered: bool
     user: str | None
     tags: tuple[str, ...]
-    model_span: tuple[int, int] | None
+    model_key: str
+    """The field that names the model; it stands in the body once."""
 
 
 class Dialect(NamedTuple):
@@ -104,6 +119,7 @@ class StreamWatch:
 
     def __init__(self, dialect: Dialect) -> None:
         self._dialect = dialect
+        self._marks = dialect.marks
         self._records = Records(dialect.framing)
         self._held: list[bytes] = []
         self._ending: Ending | None = None
@@ -117,6 +133,11 @@ class StreamWatch:
         """Take what came; return what may be forwarded. Sets `content_seen`, `ended`, `failed`."""
         if self.failed is not None or self.ended:
             return b""
+        if self.content_seen and not self._held:
+            record = self._records.lone(chunk)
+            if record and self._is_plain(record):
+                self.last.append(record)
+                return chunk
         try:
             payloads = self._records.feed(chunk)
             if len(chunk) > MAX_RECORD_BYTES:
@@ -125,11 +146,23 @@ class StreamWatch:
             self.failed = Verdict.MALFORMED
             return b""
         for index, payload in enumerate(payloads):
+            if self.content_seen and self._is_plain(payload):
+                self.last.append(payload)
+                continue
             if not self._look_at(payload):
                 return self._framed(payloads[:index])
             if self.ended and (index + 1 < len(payloads) or self._records.pending):
                 return self._framed(payloads[: index + 1])
         return self._whole_records(chunk, bool(payloads))
+
+    def _is_plain(self, payload: bytes) -> bool:
+        """After the first content: whether it is content unread."""
+        if payload[0] != _BRACE or payload[-1] != _END_BRACE:
+            return False
+        for mark in self._marks:  # noqa: SIM110 (a generator each record is what this saves)
+            if mark in payload:
+                return False
+        return True
 
     def _framed(self, payloads: Sequence[bytes]) -> bytes:
         """Of the last chunk only some records may go on: they are written anew."""
@@ -169,12 +202,8 @@ class StreamWatch:
         return True
 
     def _verdict(self, payload: bytes) -> Verdict:
-        if self.content_seen and payload[:1] == b"{" and payload[-1:] == b"}":
-            for mark in self._dialect.marks:
-                if mark in payload:
-                    break
-            else:
-                return Verdict.CONTENT
+        if self.content_seen and self._is_plain(payload):
+            return Verdict.CONTENT
         return self._dialect.judge(payload)
 
     def finish(self) -> tuple[bytes, Ending]:
@@ -245,36 +274,121 @@ def error_text(payload: bytes) -> str:
     return str(error)[:2000] if error else "the node reported an error without a text"
 
 
-def read_object(body: bytes) -> dict[str, Any]:
+class Head(NamedTuple):
+    """A body as read. `cut`: long strings lack their middle, and `text` is what was parsed in its stead."""
+
+    value: dict[str, Any]
+    text: bytes
+    cut: bool
+
+
+def read_object(body: bytes) -> Head:
     """The body as a JSON object. Raises BadRequest for anything else."""
-    if not body.strip():
-        raise BadRequest("missing request body")
+    head = _read_cut(body) if len(body) > _CUT_BODY_BYTES else None
+    if head is None:
+        head = _read_whole(body)
+    value = head.value
+    for container in (value, value.get("options")):
+        if isinstance(container, dict) and not _REFUSED_FIELDS.isdisjoint(container):
+            refused = min(_REFUSED_FIELDS & container.keys())
+            raise BadRequest(f"field '{refused}' is not accepted: it reaches into a node's slots")
+    return head
+
+
+def _read_whole(body: bytes) -> Head:
     try:
         value = orjson.loads(body)
     except orjson.JSONDecodeError as error:
+        if not body.strip():
+            raise BadRequest("missing request body") from error
         raise BadRequest(f"the body is not valid JSON: {error.msg} at character {error.pos}") from error
     if not isinstance(value, dict):
         raise BadRequest(f"the body must be a JSON object, not {json_type(value)}")
-    for container in (value, value.get("options")):
-        refused = _REFUSED_FIELDS & container.keys() if isinstance(container, dict) else None
-        if refused:
-            raise BadRequest(f"field '{min(refused)}' is not accepted: it reaches into a node's slots")
-    return value
+    return Head(value, body, cut=False)
 
 
-def model_span(body: bytes, key: str = "model") -> tuple[int, int] | None:
-    """Where the value of the top-level model field lies. Two of them, in any letter case, are refused."""
+def _read_cut(body: bytes) -> Head | None:
+    """A large body without the middle of its long strings (images): what is left out is never looked at.
+
+    None where that could make a difference, and the whole body is parsed:
+    1. nothing is long; 2. an escape could write our own mark, or tags have to be counted; 3. what is left is
+    not a JSON object: the sentence about it comes from the whole.
+    What is left out is ASCII without quote and backslash, so what is accepted is what a parser of the whole
+    accepts, but for control characters there: the backend refuses those.
+    """
+    spans = _long_strings(body)
+    if not spans:
+        return None
+    pieces: list[bytes] = []
+    end = 0
+    for start, stop in spans:
+        pieces += (body[end:start], b"\\u0000%d\\u0000" % (stop - start))
+        end = stop
+    pieces.append(body[end:])
+    if any(b'"tags"' in piece or _ESCAPED_ASCII.search(piece) for piece in pieces[::2]):
+        return None
+    text = b"".join(pieces)
     try:
-        return jsonedit.find_top_level(body, key)
+        value = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return None
+    return Head(value, text, cut=True) if isinstance(value, dict) else None
+
+
+def _long_strings(body: bytes) -> list[tuple[int, int]]:
+    """The middles of the long strings that are ASCII and hold no escape, in order. O(n), at memchr's speed.
+
+    A long string has no quote inside, so of two probes half its length apart one finds none near.
+    """
+    found, position, stride = [], 0, _CUT_STRING_BYTES // 2
+    known, inside, ascii_only = 0, False, body.isascii()  # whether `known` lies in a string
+    while position < len(body):
+        if body.find(b'"', position, position + stride) >= 0:
+            position += stride
+            continue
+        start, stop = body.rfind(b'"', 0, position) + 1, body.find(b'"', position)
+        if stop < 0 or start == 0:
+            break
+        position = stop
+        if stop - start <= _CUT_STRING_BYTES or body.find(b"\\", start, stop) >= 0:
+            continue
+        inside ^= _quotes(body[known:start]) % 2 == 1
+        known = stop
+        if inside and (ascii_only or body[start:stop].isascii()):
+            found.append((start + _KEPT_BYTES, stop - _KEPT_BYTES))
+    return found
+
+
+def _quotes(piece: bytes) -> int:
+    """How many quotes begin or end a string: those that no backslash escapes."""
+    if b"\\" not in piece:
+        return piece.count(b'"')
+    piece = piece.replace(b"\\\\", b"")
+    return piece.count(b'"') - piece.count(b'\\"')
+
+
+def refuse_twins(head: Head, key: str) -> None:
+    """Two model fields, in any letter case, are refused: Go matches `MODEL` too, and others do not.
+
+    Keys that differ are seen in the parsed object; of equal ones a parser keeps the last, so a short text is
+    asked: written once and never escaped is once. Else `jsonedit` reads key by key.
+    """
+    text = head.text
+    short = len(text) < _COUNTED_BYTES and not _ESCAPED_ASCII.search(text)
+    once = short and text.count(b'"%b"' % key.encode()) == 1
+    if once and [name.casefold() for name in head.value].count(key) == 1:
+        return
+    try:
+        jsonedit.find_top_level(text, key)
     except ValueError as error:
         raise BadRequest(str(error)) from error
 
 
-def model_names(value: dict[str, Any], key: str, missing: ApiError) -> tuple[str, ...]:
+def model_names(value: dict[str, Any], key: str, missing: Callable[[], ApiError]) -> tuple[str, ...]:
     """The chain as the caller wrote it: the model, then `fallback_models`."""
     model = value.get(key)
     if model is None or model == "":
-        raise missing
+        raise missing()
     if not isinstance(model, str):
         raise BadRequest(f"'{key}' must be a string, not {json_type(model)}")
     fallbacks = value.get("fallback_models")
@@ -311,6 +425,13 @@ def objects(value: dict[str, Any], key: str) -> list[dict[str, Any]]:
     return list(found)
 
 
+def needs(route: Route, *, tools: bool, images: bool) -> frozenset[str]:
+    """What the model must be able to do."""
+    if not tools and not images:
+        return route.needs
+    return route.needs | {word for word, needed in (("tools", tools), ("vision", images)) if needed}
+
+
 def positive(value: object) -> int | None:
     """A caller's token limit, or None where it sets none."""
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
@@ -341,10 +462,14 @@ def json_type(value: object) -> str:
 
 
 class Prompt:
-    """Counts a prompt's tokens and chains its digests, message by message."""
+    """Counts a prompt's tokens and chains its digests, message by message.
 
-    def __init__(self) -> None:
+    Of a `cut` body strings may lack their middle: they count and hash as if it were there.
+    """
+
+    def __init__(self, *, cut: bool = False) -> None:
         self._hash = blake2b(digest_size=12)
+        self._cut = cut
         self._bytes = 0
         self._characters = 0
         self.images = 0
@@ -359,36 +484,57 @@ class Prompt:
 
     def text(self, text: str) -> None:
         """Some text of the message in work."""
-        self._characters += len(text)
         if len(text) > _HASHED_WHOLE_CHARS:
-            self._bytes += len(text) if text.isascii() else len(text.encode())
-            half = _HASHED_WHOLE_CHARS // 2
-            self._hash.update(f"{len(text)}\0{text[:half]}\0{text[-half:]}".encode())
+            self._long_text(text)
             return
         data = text.encode()
+        self._characters += len(text)
         self._bytes += len(data)
         self._hash.update(data)
+
+    def message(self, role: str, text: str) -> None:
+        """Who says it, and what is said."""
+        if len(role) + len(text) > _HASHED_WHOLE_CHARS:
+            self.text(role)
+            self.text(text)
+        else:
+            self.text(role + text)
+
+    def _long_text(self, text: str) -> None:
+        missing = self._missing(text)
+        size, half = len(text) + missing, _HASHED_WHOLE_CHARS // 2
+        self._characters += size
+        self._bytes += missing + (len(text) if text.isascii() else len(text.encode()))
+        self._hash.update(f"{size}\0{text[:half]}\0{text[-half:]}".encode())
+
+    def _missing(self, text: str) -> int:
+        """By how many characters the text is longer than it stands here."""
+        if not self._cut:
+            return 0
+        return sum(int(mark[1]) - len(mark[0]) for mark in _LEFT_OUT.finditer(text, _KEPT_BYTES))
 
     def value(self, value: object) -> None:
         """JSON that counts as text: tools, schemas, tool calls."""
         try:
-            self.text(orjson.dumps(value).decode())
+            text = orjson.dumps(value).decode()
         except TypeError as error:  # it reads 1,024 levels and writes 254
             raise BadRequest("the request is nested too deeply") from error
+        self.text(text.replace("\\u0000", "\0") if self._cut else text)
 
     def image(self, reference: str) -> None:
         """One image; its data is hashed at both ends only."""
         self.images += 1
-        self._hash.update(f"{len(reference)}\0{reference[:256]}\0{reference[-256:]}".encode())
+        size = len(reference) + self._missing(reference)
+        self._hash.update(f"{size}\0{reference[:256]}\0{reference[-256:]}".encode())
 
     def mark(self) -> None:
         """The message ends here."""
-        self.marks.append(PrefixMark(self._hash.copy().digest(), self.tokens))
+        self.marks.append(PrefixMark(self._hash.digest(), self.tokens))
         self._hash.update(b"\x1e")
 
     def blocks(self, text: str) -> None:
         """A prompt without messages, marked block by block."""
-        if len(text) > 64 * _PROMPT_BLOCK_CHARS:
+        if len(text) + self._missing(text) > 64 * _PROMPT_BLOCK_CHARS:
             self.text(text)
             self.mark()
             return

@@ -15,19 +15,16 @@ from herd_node.protocol.routes import Route
 
 def parse(route: Route, body: bytes) -> Parsed:
     """Read the head of a request. Raises BadRequest (or ModelNotFound, as Ollama does) with one sentence."""
-    value = base.read_object(body)
+    head = base.read_object(body)
+    value = head.value
     key = _key_of_model(route, value)
-    asked = base.model_names(value, key, _missing_model(route))
-    span = base.model_span(body, key)
+    asked = base.model_names(value, key, lambda: _missing_model(route))
+    base.refuse_twins(head, key)
     stream = base.optional(value, "stream", bool, "a boolean")
     options = base.optional(value, "options", dict, "an object") or {}
-    prompt = Prompt()
+    prompt = Prompt(cut=head.cut)
     _READERS[route.path](value, prompt)
-    needs = set(route.needs)
-    if base.objects(value, "tools"):
-        needs.add("tools")
-    if prompt.images:
-        needs.add("vision")
+    tools = base.objects(value, "tools")
     embedding = route.kind == "embedding"
     return Parsed(
         asked=asked,
@@ -35,12 +32,12 @@ def parse(route: Route, body: bytes) -> Parsed:
         est_tokens=prompt.tokens,
         max_tokens=1 if embedding else base.positive(options.get("num_predict")),
         wanted_context_tokens=base.positive(options.get("num_ctx")),
-        needs=frozenset(needs),
+        needs=base.needs(route, tools=bool(tools), images=bool(prompt.images)),
         prefixes=tuple(prompt.marks),
         buffered=bool(value.get("tools")) or bool(value.get("format")),
         user=None,
         tags=base.tags_of(value),
-        model_span=span,
+        model_key=key,
     )
 
 
@@ -64,10 +61,8 @@ def _read_chat(value: dict[str, Any], prompt: Prompt) -> None:
     if value.get("format"):
         prompt.value(value["format"])
     for message in messages:
-        prompt.text(str(message.get("role")))
         content = base.optional(message, "content", str, "a string")
-        if content:
-            prompt.text(content)
+        prompt.message(str(message.get("role")), content or "")
         if message.get("tool_calls"):
             prompt.value(message["tool_calls"])
         _read_images(message, prompt)

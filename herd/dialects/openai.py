@@ -33,18 +33,14 @@ _ERRORS: dict[str, tuple[str, str | None]] = {
 
 def parse(route: Route, body: bytes) -> Parsed:
     """Read the head of a request. Raises BadRequest with one sentence."""
-    value = base.read_object(body)
-    asked = base.model_names(value, "model", BadRequest("you must provide a model parameter"))
-    span = base.model_span(body)
+    head = base.read_object(body)
+    value = head.value
+    asked = base.model_names(value, "model", _missing_model)
+    base.refuse_twins(head, "model")
     stream = base.optional(value, "stream", bool, "a boolean")
-    prompt = Prompt()
+    prompt = Prompt(cut=head.cut)
     _READERS[route.kind](value, prompt)
     tools = base.objects(value, "tools")
-    needs = set(route.needs)
-    if tools:
-        needs.add("tools")
-    if prompt.images:
-        needs.add("vision")
     limit = base.positive(value.get("max_completion_tokens")) or base.positive(value.get("max_tokens"))
     user = value.get("user")
     return Parsed(
@@ -53,13 +49,17 @@ def parse(route: Route, body: bytes) -> Parsed:
         est_tokens=prompt.tokens,
         max_tokens=1 if route.kind == "embedding" else limit,
         wanted_context_tokens=None,
-        needs=frozenset(needs),
+        needs=base.needs(route, tools=bool(tools), images=bool(prompt.images)),
         prefixes=tuple(prompt.marks),
         buffered=bool(tools) or value.get("response_format") is not None,
         user=user[:256] if isinstance(user, str) else None,
         tags=base.tags_of(value),
-        model_span=span,
+        model_key="model",
     )
+
+
+def _missing_model() -> ApiError:
+    return BadRequest("you must provide a model parameter")
 
 
 def _read_chat(value: dict[str, Any], prompt: Prompt) -> None:
@@ -76,14 +76,16 @@ def _read_chat(value: dict[str, Any], prompt: Prompt) -> None:
 
 
 def _read_message(message: dict[str, Any], prompt: Prompt) -> None:
-    prompt.text(str(message.get("role")))
-    content = message.get("content")
+    role, content = str(message.get("role")), message.get("content")
     if isinstance(content, str):
-        prompt.text(content)
+        prompt.message(role, content)
     elif isinstance(content, list):
+        prompt.text(role)
         for part in content:
             _read_part(part, prompt)
-    elif content is not None:
+    elif content is None:
+        prompt.text(role)
+    else:
         raise BadRequest(f"a message's 'content' must be a string or a list, not {base.json_type(content)}")
     if message.get("tool_calls"):
         prompt.value(message["tool_calls"])

@@ -39,8 +39,8 @@ class AttemptToken:
     """A slot that is taken. Opaque: it is made, handed back, and compared by identity."""
 
     __slots__ = (
-        "alone",
         "cache_possible",
+        "company",
         "ended",
         "instance",
         "model",
@@ -59,10 +59,14 @@ class AttemptToken:
         self.model = running.model
         self.prefixes = prefixes
         self.was: InstanceState = instance.state
-        self.alone = True
-        """Whether nothing else ran on the node since it started."""
+        self.company = node.company
         self.ended = False
         self.cache_possible = instance.held.starts_like(prefixes)
+
+    @property
+    def alone(self) -> bool:
+        """Whether nothing else ran on the node since it started."""
+        return self.company == self.node.company
 
 
 def sample(token: AttemptToken, result: AttemptResult) -> Sample:

@@ -31,7 +31,7 @@ class Held(NamedTuple):
         low, high = 0, len(asked)
         while low < high:
             middle = (low + high) // 2
-            if asked[middle].digest in digests:
+            if asked[middle][0] in digests:
                 low = middle + 1
             else:
                 high = middle

@@ -301,7 +301,7 @@ class Instance:
             state=self.state,
             slots=self.slots(defaults),
             running=tuple(self.running.values()),
-            settling_until_s=tuple(until_s for _, until_s in self.settling.values()),
+            settling_until_s=tuple([until_s for _, until_s in self.settling.values()]),
             loading_since_s=self.loading_since_s,
             loading_expected_s=self.load_estimate_s() if self.state == "loading" else None,
             rates=self.rates,

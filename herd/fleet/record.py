@@ -37,6 +37,7 @@ class Node:
         "attempts",
         "beat",
         "busy",
+        "company",
         "drain_boot",
         "host",
         "instances",
@@ -54,6 +55,7 @@ class Node:
         "refusals_s",
         "silent",
         "status",
+        "view",
     )
 
     def __init__(self, beat: wire.Heartbeat, host: str, now_s: float) -> None:
@@ -66,6 +68,8 @@ class Node:
         self.instances: dict[str, Instance] = {}
         self.attempts: set[AttemptToken] = set()
         """Every live attempt on this node, in whichever instance."""
+        self.company = 0
+        """How often two were seen to work here at once. One that saw it change was not alone."""
         self.machine: Machine = UNKNOWN_CPU
         self.busy = BusyShare(0.0, now_s, False)
         self.last_chosen_s = 0.0
@@ -80,6 +84,7 @@ class Node:
         self.next_probe_s = now_s
         self.probe_delay_s = FIRST_PROBE_AFTER_S
         self.refusals_s: list[float] = []
+        self.view: NodeView | None = None
 
     @property
     def address(self) -> tuple[str, int]:
@@ -133,7 +138,19 @@ class Node:
         value = 1.0 - (1.0 - value) * kept if busy_now else value * kept
         self.busy = BusyShare(value, now_s, not busy_now)
 
-    def make_view(self, defaults: Mapping[str, int]) -> NodeView:
+    def current_view(self, defaults: Mapping[str, int]) -> NodeView:
+        """What work changes is made anew; the rest only after the registry set `view` to None."""
+        if self.view is None:
+            self.view = self._make_view(defaults)
+        else:
+            self.view = self.view._replace(
+                instances=self._instance_views(defaults),
+                busy_share=self.busy,
+                last_chosen_s=self.last_chosen_s,
+            )
+        return self.view
+
+    def _make_view(self, defaults: Mapping[str, int]) -> NodeView:
         beat = self.beat
         gpu_total, gpu_used = gpu_memory(beat)
         return NodeView(

@@ -172,7 +172,7 @@ class Registry:
             self._take_in_instance(node, key, report, now_s, fresh_machine)
         self._unlist_others(node, hb, reports, now_s)
         if sum(hb.in_flight.values()) > len(node.attempts) + node.settling():
-            self._not_alone(node)  # another router works there too
+            node.company += 1  # another router works there too
         self._forget_remembered(hb)
         self._touch(node)
 
@@ -365,8 +365,8 @@ class Registry:
         was = instance.state
         instance.start(token, running, prefixes, instance.loaded_slots(self._slots_default))
         node.attempts.add(token)
-        if len(node.attempts) + node.settling() > 1:
-            self._not_alone(node)
+        if len(node.attempts) > 1 or node.settling():
+            node.company += 1
         node.last_chosen_s = now_s
         node.count_busy(now_s)
         self._last_sent_s[model] = now_s
@@ -457,10 +457,6 @@ class Registry:
     def _drop_if_gone(self, node: Node, instance: Instance) -> None:
         if not instance.listed and not instance.occupied and node.instances.get(instance.key) is instance:
             del node.instances[instance.key]
-
-    def _not_alone(self, node: Node) -> None:
-        for token in node.attempts:
-            token.alone = False
 
     # ---- learning -----------------------------------------------------------------------------------------
 
@@ -634,8 +630,11 @@ class Registry:
             self._events.append(NodeChanged(node.node_id, node.status, reason))
 
     def _touch(self, node: Node, instance: Instance | None = None) -> None:
+        """The node's own facts changed, or only an instance and what work changes."""
         if instance is not None:
             instance.view = None
+        else:
+            node.view = None
         self._views.touch(node)
         self._changed()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 from herd.fleet.held import NOTHING_HELD, Held
@@ -70,9 +71,12 @@ class ModelName:
     capabilities: frozenset[str]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InstanceView:
-    """The unit that is scored and filled: a weights file on a backend of a node (docs/scheduling.md §2)."""
+class InstanceView(NamedTuple):
+    """The unit that is scored and filled: a weights file on a backend of a node (docs/scheduling.md §2).
+
+    Made anew at every start and end of a request, so it is the cheapest kind of frozen value; and so is
+    `NodeView`. Written and read by field name only.
+    """
 
     node_id: str
     backend_id: str
@@ -82,13 +86,13 @@ class InstanceView:
     names: tuple[ModelName, ...]
     state: InstanceState
     slots: int
+    rates: Rates
     running: tuple[Running, ...] = ()
     settling_until_s: tuple[float, ...] = ()
     """Slots that a cancelled request still occupies, until these instants at the latest."""
     loading_since_s: float | None = None
     loading_expected_s: float | None = None
     """How long the load in progress should take in all (it may have been warm); None: `rates.load_cold_s`."""
-    rates: Rates
     arrival_rate: ArrivalRate = NO_ARRIVALS
     size_bytes: int | None = None
     kv_bytes_per_token: int | None = None
@@ -111,17 +115,16 @@ class InstanceView:
         return len(self.running) + len(self.settling_until_s)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NodeView:
+class NodeView(NamedTuple):
     """One node. `not_sendable` is one reason word when nothing may be sent there now, else None."""
 
     node_id: str
     status: NodeStatus
-    reason: str | None = None
     last_beat_s: float
+    reason: str | None = None
     agent_version: str | None = None
     instances: tuple[InstanceView, ...] = ()
-    backends_ready: Mapping[str, bool] = field(default_factory=dict)
+    backends_ready: Mapping[str, bool] = MappingProxyType({})
     pressure: Pressure = "normal"
     heat: HeatState | None = None
     paused: bool = False
@@ -155,7 +158,10 @@ DEFAULT_STATS = ModelStats()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FleetSnapshot:
-    """The fleet at one instant. `holders[model]` lists every known (node, instance) that has the name."""
+    """The fleet at one instant. `holders[model]` lists every known (node, instance) that has the name.
+
+    A name has at most one instance on a node.
+    """
 
     nodes: Mapping[str, NodeView]
     holders: Mapping[str, tuple[tuple[NodeView, InstanceView], ...]]

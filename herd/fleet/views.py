@@ -18,7 +18,7 @@ class Views:
     def __init__(self) -> None:
         self._touched: dict[str, Node] = {}
         self._nodes: dict[str, NodeView] = {}
-        self._names: dict[str, tuple[str, ...]] = {}
+        self._names: dict[str, list[str]] = {}
         """What each node's view lists, to find what it no longer does."""
         self._by_model: dict[str, dict[str, Holder]] = {}
         self._holders: dict[str, tuple[Holder, ...]] = {}
@@ -57,12 +57,18 @@ class Views:
 
     def _renew(self, node: Node, slots_default: Mapping[str, int]) -> Iterable[str]:
         """A new view of one node; the names whose holders are others now."""
-        view = self._nodes[node.node_id] = node.make_view(slots_default)
-        lists = {name.canonical: (view, one) for one in view.instances for name in one.names}
-        gone = [name for name in self._names.get(node.node_id, ()) if name not in lists]
-        for name in gone:
-            del self._by_model[name][node.node_id]
-        for name, pair in lists.items():
-            self._by_model.setdefault(name, {})[node.node_id] = pair
-        self._names[node.node_id] = tuple(lists)
-        return (*gone, *lists)
+        node_id = node.node_id
+        view = self._nodes[node_id] = node.current_view(slots_default)
+        listed = []
+        for one in view.instances:
+            holder = (view, one)
+            for name in one.names:
+                listed.append(name.canonical)
+                self._by_model.setdefault(name.canonical, {})[node_id] = holder
+        before, self._names[node_id] = self._names.get(node_id, []), listed
+        if before == listed:
+            return listed
+        gone = [name for name in before if name not in listed]
+        for canonical in gone:
+            del self._by_model[canonical][node_id]
+        return (*gone, *listed)

@@ -14,6 +14,7 @@ import contextlib
 import logging
 import random
 from dataclasses import dataclass
+from functools import partial
 
 import orjson
 
@@ -221,7 +222,9 @@ class _Run:
             granted.shown,
         )
         self.rows += 1
-        self._record("started")
+        # Most attempts end before their batch is written: then this row is never made.
+        start = partial(records.started, self.request, self.sent, self.rows, self.owner.router_id)
+        self.owner.traces.put_start(self.request.request_id, self.rows, start)
         return self.sent
 
     async def _until_answer(self, sent: Sent) -> tuple[StreamWatch, bytes] | None:

@@ -10,7 +10,7 @@ from herd.fleet.snapshot import FleetSnapshot, InstanceView, NodeView
 from herd.request import InferenceRequest
 from herd.scheduling.eligibility import REASONS, Hope, Needs, Reason, has_capabilities, most_hopeful
 from herd.scheduling.estimate import Ask, ask_of, cost_of
-from herd.scheduling.score import Candidate, Moment, Ranking, blocked, cost_and_card, rank
+from herd.scheduling.score import Candidate, Moment, Ranking, blocked, cards, cost_of_candidate, rank
 from herd.scheduling.steps import Attempt, History, Hold, Reject, Step, Wait
 from herd.trace import Exclusion
 
@@ -88,16 +88,16 @@ def _serve(request: InferenceRequest, look: Look, history: History, moment: Mome
 
 def _attempt(look: Look, moment: Moment) -> Attempt:
     ranking, policy = look.ranking, moment.policy
-    made = [cost_and_card(x, look.ask, ranking, policy, moment.now_s) for x in ranking.best]
     best = ranking.best[0]
-    cost, card = made[0]
+    cost = cost_of_candidate(best, look.ask, ranking, policy, moment.now_s)
+    made = cards(ranking, look.ask, policy, moment.now_s)
     return Attempt(
         node_id=best.node_id,
         instance_key=best.instance_key,
         model=look.needs.model,
         model_index=look.place,
-        card=card,
-        candidates=tuple([card for _, card in made]),
+        card=made[0],
+        candidates=made,
         excluded=_excluded(look, moment.snapshot),
         cost=cost,
         est_tokens=look.ask.tokens,
@@ -110,13 +110,13 @@ def _attempt(look: Look, moment: Moment) -> Attempt:
 def _excluded(look: Look, snapshot: FleetSnapshot) -> tuple[Exclusion, ...]:
     """Holders that were left out, then nodes that do not have the model; by id, 64 at most."""
     found = list(look.ranking.excluded[:MAX_EXCLUSIONS])
-    model = look.needs.model
-    if len(found) < MAX_EXCLUSIONS:
-        gone = snapshot.remembered.get(model, frozenset()) - snapshot.nodes.keys()
-        found.extend(Exclusion(node_id, Reason.OFFLINE.value) for node_id in sorted(gone))
-        holders = {node.node_id for node, _ in snapshot.holders.get(model, ())}
-        absent = sorted(snapshot.nodes.keys() - holders)
-        found.extend(Exclusion(node_id, Reason.MODEL_ABSENT.value) for node_id in absent)
+    model, nodes = look.needs.model, snapshot.nodes
+    if len(found) < MAX_EXCLUSIONS and (remembered := snapshot.remembered.get(model)):
+        found.extend(Exclusion(x, Reason.OFFLINE.value) for x in sorted(remembered - nodes.keys()))
+    holders = snapshot.holders.get(model, ())
+    if len(found) < MAX_EXCLUSIONS and len(holders) < len(nodes):
+        absent = sorted(nodes.keys() - {node.node_id for node, _ in holders})
+        found.extend(Exclusion(x, Reason.MODEL_ABSENT.value) for x in absent)
     return tuple(found[:MAX_EXCLUSIONS])
 
 

@@ -158,7 +158,10 @@ def _instance_not_now(
 
 
 def name_of(instance: InstanceView, canonical: str) -> ModelName | None:
-    return next((name for name in instance.names if name.canonical == canonical), None)
+    for name in instance.names:
+        if name.canonical == canonical:
+            return name
+    return None
 
 
 def has_capabilities(instance: InstanceView, needs: Needs) -> bool:

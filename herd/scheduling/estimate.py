@@ -1,17 +1,20 @@
 """What serving a request on a node would cost, in seconds (docs/scheduling.md §1).
 
 In two halves. `Standing` is all that does not depend on the request: made from a node's views, kept by
-`score.CostTable` while they stay the same. `Ask` is all that does not depend on the node. `seconds` puts the
-two together in one multiply-add, `cost` does the same in parts; a test holds them equal.
+`score.CostTable` while they stay the same. `Ask` is all that does not depend on the node. `score.rank` puts
+the two together in one multiply-add, `cost_of` does the same in parts; a test holds them equal.
 """
 
 from __future__ import annotations
 
 import heapq
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
 from math import exp
 from typing import NamedTuple
 
+from herd.fleet.held import NOTHING_HELD, Held
 from herd.fleet.snapshot import FleetSnapshot, InstanceView, NodeView, Rates, Running
 from herd.request import InferenceRequest, PrefixMark
 from herd.scheduling.context import (
@@ -32,6 +35,7 @@ MIN_FREE_SHARE = 0.01
 PREFILL_REST = 0.3
 """A prefill that takes longer than expected is expected to need this share of it still."""
 DECODE_REST = 0.35
+_NEVER_S = float("inf")
 
 
 class Cost(NamedTuple):
@@ -47,6 +51,10 @@ class Cost(NamedTuple):
     context: float
     degraded: float
     total: float
+
+
+Parts = tuple[float, float, float, float, float, float, float, float]
+"""Those of a `Cost`, without lateness and total: what is made for eight nodes a request."""
 
 
 class Ending(NamedTuple):
@@ -68,11 +76,44 @@ def ending(running: Running, rates: Rates) -> Ending:
     return Ending(running.first_record_s + decode_s, DECODE_REST * decode_s)
 
 
+class FirstFree(NamedTuple):
+    """Of slots that are all taken: when the first is free. Exact at any instant after it was made.
+
+    A rest falls with time until it meets its floor. So at `now` the least rest is the earliest end of those
+    that still fall, or the least floor of the others. In the order in which they meet, a bisection tells them
+    apart.
+    """
+
+    meet_s: tuple[float, ...]
+    end_s: tuple[float, ...]
+    """At place i: the earliest end of the i-th and all later ones."""
+    floor_s: tuple[float, ...]
+    """At place i: the least floor of all before the i-th."""
+
+    def rest_s(self, now_s: float) -> float:
+        falling = bisect_right(self.meet_s, now_s)
+        rest_s, floor_s = self.end_s[falling] - now_s, self.floor_s[falling]
+        return rest_s if rest_s < floor_s else floor_s
+
+
+def first_free(ends: Sequence[Ending]) -> FirstFree:
+    in_order = sorted([(end_s - floor_s, end_s, floor_s) for end_s, floor_s in ends])
+    later = accumulate([end_s for _, end_s, _ in reversed(in_order)], min, initial=_NEVER_S)
+    before = accumulate([floor_s for _, _, floor_s in in_order], min, initial=_NEVER_S)
+    return FirstFree(tuple([row[0] for row in in_order]), tuple(later)[::-1], tuple(before))
+
+
 def endings(instance: InstanceView, now_s: float) -> list[Ending]:
     """One for each slot that is taken: requests that run, and cancelled ones that still occupy it."""
     ends = [ending(running, instance.rates) for running in instance.running]
     ends.extend(Ending(until_s, 0.0) for until_s in instance.settling_until_s if until_s > now_s)
     return ends
+
+
+def taken(instance: InstanceView, now_s: float) -> int:
+    """`own` of docs/scheduling.md §1: as many as there are `endings`."""
+    settling = instance.settling_until_s
+    return len(instance.running) + (len([s for s in settling if s > now_s]) if settling else 0)
 
 
 def is_idle(instance: InstanceView, now_s: float) -> bool:
@@ -104,9 +145,9 @@ def time_to_idle_s(instance: InstanceView, now_s: float) -> float:
 
 def busy_share(node: NodeView, policy: Policy, now_s: float) -> float:
     """The node's EWMA of busy time, brought up to now."""
-    target = 1.0 if node.busy_share.busy_now else 0.0
-    age_s = max(0.0, now_s - node.busy_share.at_s)
-    return target + (node.busy_share.value - target) * exp(-age_s / policy.busy_tau_s)
+    value, at_s, busy_now = node.busy_share
+    target = 1.0 if busy_now else 0.0
+    return target + (value - target) * exp(-max(0.0, now_s - at_s) / policy.busy_tau_s)
 
 
 def price_per_second(node: NodeView, policy: Policy, now_s: float) -> float:
@@ -205,6 +246,29 @@ def cached_tokens(request: InferenceRequest, instance: InstanceView) -> float:
     return min(request.est_tokens, cached_prefix_tokens(request.prefixes, instance))
 
 
+class Line(NamedTuple):
+    """T = base_s + per_token_s · uncached + per_out_s · out + reload_s beyond a limit + wait for a slot.
+
+    All that a decision reads of a candidate, in one place: the ranking takes it apart for every node.
+    """
+
+    base_s: float
+    per_token_s: float
+    per_out_s: float
+    context_limit: float
+    reload_s: float
+    full: bool
+    longest_prompt: float
+    """Prompt tokens that a fixed context takes; infinity when it is not fixed."""
+    held: Held
+    """What a request may find in the prompt cache: nothing where the model is not loaded."""
+    step_s: float
+    late: bool
+    last_chosen_s: float
+    node_id: str
+    key: str
+
+
 class Standing(NamedTuple):
     """How an instance stands now, for any request that would claim it after `claims` others."""
 
@@ -223,6 +287,8 @@ class Standing(NamedTuple):
     """Hot, and no slot is free after the claims."""
     endings: tuple[Ending, ...]
     """What occupies the slots of a full one."""
+    first_free: FirstFree | None
+    """Full, nobody claimed it before, and each slot is taken once: the case that needs no heap."""
     rounds: int
     """Not hot: batches that go before."""
     price_per_s: float
@@ -233,14 +299,8 @@ class Standing(NamedTuple):
     drained: bool
     steady: bool
     """Nothing in it but the price changes by the clock alone."""
-    # The same as coefficients: T = base_s + per_token_s · uncached + per_out_s · out + wait for a slot.
-    base_s: float
-    per_token_s: float
-    per_out_s: float
-    longest_prompt: float
-    """Prompt tokens that a fixed context takes; infinity when it is not fixed."""
-    context_limit: float
-    reload_s: float
+    line: Line
+    """The same as coefficients."""
 
 
 def standing(
@@ -259,26 +319,27 @@ def standing(
     """
     hot = instance.state == "hot"
     slots = max(1, instance.slots)
-    ends = endings(instance, now_s)
-    own = len(ends)
-    others = sum(1 for x in node.instances if x.running and x.key != instance.key)
+    own = taken(instance, now_s)
+    neighbours = [x for x in node.instances if x.key != instance.key]
+    others = len([x for x in neighbours if x.running])
     batch = min(slots, own + claims + 1)
-    load = load_s(instance, now_s)
+    load = 0.0 if hot else load_s(instance, now_s)
     out = NO_VICTIMS
     if not is_resident(instance):
         out = victims(node, instance, wanted_tokens, policy, now_s)
-    evict = sum(x.rates.load_warm_s * want(x, waiting, policy, now_s) for x in out.idle)
-    other_loads = [x for x in node.instances if x.state == "loading" and x.key != instance.key]
+    evict = sum([x.rates.load_warm_s * want(x, waiting, policy, now_s) for x in out.idle])
+    other_loads = [x for x in neighbours if x.state == "loading"]
     reload_busy = own > 0 and is_reload(instance, wanted_tokens)
-    blocked = 0.0 if hot else max((load_s(x, now_s) for x in other_loads), default=0.0)
+    blocked = max([load_s(x, now_s) for x in other_loads]) if other_loads and not hot else 0.0
     in_the_way = (*out.busy, instance) if reload_busy else out.busy
-    blocked += max((time_to_idle_s(x, now_s) for x in in_the_way), default=0.0) + (drain_rest_s or 0.0)
-    before = () if reload_busy else tuple(ends)
-    full = hot and len(before) + claims >= slots
+    busy_rest = max([time_to_idle_s(x, now_s) for x in in_the_way]) if in_the_way else 0.0
+    blocked += busy_rest + (drain_rest_s or 0.0)
+    before = 0 if reload_busy else own
+    full = hot and before + claims >= slots
+    ends = tuple(endings(instance, now_s)) if full and before else ()
     rounds = 0 if hot else (own + claims) // slots
     price = price_per_second(node, policy, now_s)
     shared = 1.0 + 2.0 * others + price + rounds
-    prefill_factor = shared + (1.0 if batch > 1 else 0.0)
     return Standing(
         node=node,
         instance=instance,
@@ -291,7 +352,8 @@ def standing(
         others=others,
         batch=batch,
         full=full,
-        endings=before if full else (),
+        endings=ends,
+        first_free=first_free(ends) if full and not claims and len(ends) == slots else None,
         rounds=rounds,
         price_per_s=price,
         victims=out,
@@ -299,12 +361,36 @@ def standing(
         needs_idle_self=reload_busy,
         drained=drain_rest_s is not None,
         steady=instance.state != "loading" and not instance.settling_until_s and blocked == 0.0,
-        base_s=load + evict + blocked + PREFILL_OVERHEAD_S * prefill_factor,
-        per_token_s=prefill_factor / instance.rates.prefill_tokens_per_s,
-        per_out_s=(shared + BATCH_SLOWDOWN * (batch - 1)) * instance.rates.step_s,
-        longest_prompt=longest_prompt_tokens(instance, policy),
+        line=_line(node, instance, load + evict + blocked, shared, batch, full, policy),
+    )
+
+
+def _line(
+    node: NodeView,
+    instance: InstanceView,
+    before_s: float,
+    shared: float,
+    batch: int,
+    full: bool,
+    policy: Policy,
+) -> Line:
+    """`before_s`: until it can begin. `shared`: what p and d are multiplied by, apart from the batch."""
+    rates = instance.rates
+    prefill_factor = shared + (1.0 if batch > 1 else 0.0)
+    return Line(
+        base_s=before_s + PREFILL_OVERHEAD_S * prefill_factor,
+        per_token_s=prefill_factor / rates.prefill_tokens_per_s,
+        per_out_s=(shared + BATCH_SLOWDOWN * (batch - 1)) * rates.step_s,
         context_limit=_context_limit(instance),
-        reload_s=instance.rates.load_warm_s,
+        reload_s=rates.load_warm_s,
+        full=full,
+        longest_prompt=longest_prompt_tokens(instance, policy),
+        held=instance.held if is_resident(instance) else NOTHING_HELD,
+        step_s=rates.step_s,
+        late=node.status == "degraded",
+        last_chosen_s=node.last_chosen_s,
+        node_id=node.node_id,
+        key=instance.key,
     )
 
 
@@ -323,6 +409,8 @@ def prefill_decode_s(rates: Rates, ask: Ask, cached: float) -> tuple[float, floa
 
 def wait_for_slot_s(where: Standing, e: float, now_s: float) -> float:
     """Hot: until a slot is free after everybody who claimed before. 0 if one is free."""
+    if where.first_free is not None:
+        return where.first_free.rest_s(now_s)
     if not where.full:
         return 0.0
     rests = sorted(end.rest_s(now_s) for end in where.endings)
@@ -337,30 +425,27 @@ def _after_claims(rests: list[float], slots: int, claims: int, e: float) -> floa
     return heap[0]
 
 
-def seconds(where: Standing, ask: Ask, cached: float, now_s: float) -> float:
-    """T without the part for late beats: what `cost_of` adds up, in one multiply-add."""
+def parts_of(where: Standing, ask: Ask, cached: float, now_s: float) -> Parts:
+    """load, evict, queue, wait, p, d, price and context, as docs/scheduling.md §1 names them."""
+    line, batch, rates = where.line, where.batch, where.instance.rates
     uncached = max(0.0, ask.tokens - cached * ask.correction) if cached else ask.tokens
-    total = where.base_s + where.per_token_s * uncached + where.per_out_s * ask.out_tokens
-    if ask.context_tokens > where.context_limit:
-        total += where.reload_s
-    if where.full:
-        if where.claims or len(where.endings) != where.slots:
-            total += wait_for_slot_s(where, sum(prefill_decode_s(where.instance.rates, ask, cached)), now_s)
-        else:
-            total += min([max(end_s - now_s, floor_s) for end_s, floor_s in where.endings])
-    return total
+    p = PREFILL_OVERHEAD_S + uncached / rates.prefill_tokens_per_s
+    d = ask.out_tokens * rates.step_s
+    e = p + d
+    queue = 2.0 * e * where.others
+    if batch > 1:
+        queue = queue + d * BATCH_SLOWDOWN * (batch - 1) + p
+    wait = where.blocked_s + where.rounds * e
+    if line.full:
+        wait += wait_for_slot_s(where, e, now_s)
+    context = line.reload_s if ask.context_tokens > line.context_limit else 0.0
+    return where.load_s, where.evict_s, queue, wait, p, d, e * where.price_per_s, context
 
 
 def cost_of(where: Standing, ask: Ask, cached: float, now_s: float, degraded_s: float = 0.0) -> Cost:
-    """The parts of T, as docs/scheduling.md §1 names them."""
-    p, d = prefill_decode_s(where.instance.rates, ask, cached)
-    e = p + d
-    queue = 2.0 * e * where.others + d * BATCH_SLOWDOWN * (where.batch - 1) + (p if where.batch > 1 else 0.0)
-    wait = where.blocked_s + where.rounds * e + wait_for_slot_s(where, e, now_s)
-    price = e * where.price_per_s
-    context = where.reload_s if ask.context_tokens > where.context_limit else 0.0
-    total = where.load_s + where.evict_s + queue + wait + p + d + price + context + degraded_s
-    return Cost(where.load_s, where.evict_s, queue, wait, p, d, price, context, degraded_s, total)
+    """The parts of T, and their sum."""
+    parts = parts_of(where, ask, cached, now_s)
+    return Cost(*parts, degraded_s, sum(parts) + degraded_s)
 
 
 def cost(

@@ -297,11 +297,12 @@ def _with_attempt(
     """The fleet as it is once the attempt has started, as far as those `models` are concerned."""
     node = snapshot.nodes[attempt.node_id]
     instances = {x.key: _after_start(x, attempt, running) for x in node.instances}
-    node = replace(node, instances=tuple(instances.values()), last_chosen_s=running.started_s)
+    node = node._replace(instances=tuple(instances.values()), last_chosen_s=running.started_s)
     holders = dict(snapshot.holders)
     for model in models & holders.keys():
         holders[model] = tuple(
-            (node, instances[x.key]) if old.node_id == node.node_id else (old, x) for old, x in holders[model]
+            (node, instances[pair[1].key]) if pair[0].node_id == node.node_id else pair
+            for pair in holders[model]
         )
     return replace(
         snapshot,
@@ -313,14 +314,13 @@ def _with_attempt(
 
 def _after_start(instance: InstanceView, attempt: Attempt, running: Running) -> InstanceView:
     if instance.key in attempt.evicts:
-        return replace(instance, state="warm", held=NOTHING_HELD)
+        return instance._replace(state="warm", held=NOTHING_HELD)
     if instance.key != attempt.instance_key:
         return instance
     ran = (*instance.running, running)
     if instance.state in ("hot", "loading"):
-        return replace(instance, running=ran)
-    return replace(
-        instance,
+        return instance._replace(running=ran)
+    return instance._replace(
         running=ran,
         state="loading",
         loading_since_s=running.started_s,

@@ -20,12 +20,13 @@ from herd.scheduling.estimate import (
     Ask,
     Cost,
     Standing,
-    cached_prefix_tokens,
     cost_of,
     is_waited_for,
-    seconds,
+    parts_of,
+    prefill_decode_s,
     standing,
     time_to_idle_s,
+    wait_for_slot_s,
 )
 from herd.scheduling.policy import Policy
 from herd.trace import Exclusion, ScoreCard
@@ -125,6 +126,23 @@ def is_fresh(row: Row, snapshot: FleetSnapshot, now_s: float) -> bool:
     return row.victims_waited == tuple([is_waited_for(x, waiting) for x in row.where.victims.idle])
 
 
+class _Kept(NamedTuple):
+    """The rows of one `Needs`, and for how long none of them has to be looked at."""
+
+    holders: tuple[tuple[NodeView, InstanceView], ...]
+    rows: list[Row]
+    from_s: float
+    until_s: float
+    """Equal to `from_s` if some row is fresh for other reasons than time alone."""
+
+
+def _keep(holders: tuple[tuple[NodeView, InstanceView], ...], rows: list[Row]) -> _Kept:
+    from_s = max([row.made_s for row in rows], default=0.0)
+    if any([row.victims_waited for row in rows]):
+        return _Kept(holders, rows, from_s, from_s)
+    return _Kept(holders, rows, from_s, min([row.expires_s for row in rows], default=from_s))
+
+
 class CostTable:
     """Rows by needs. Owned by the shell and handed in; a decision without one is the same, only slower.
 
@@ -134,29 +152,54 @@ class CostTable:
 
     def __init__(self, max_needs: int = 256) -> None:
         self._max_needs = max_needs
-        self._rows: dict[Needs, list[Row]] = {}
+        self._kept: dict[Needs, _Kept] = {}
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._kept)
 
     def rows(self, needs: Needs, snapshot: FleetSnapshot, policy: Policy, now_s: float) -> list[Row]:
-        """One row a holder of the model, in the order of the snapshot."""
-        old = self._rows.get(needs, [])
+        """One row a holder of the model, in the order of the snapshot.
+
+        1 nothing changed and nothing ended by time; 2 some holders changed; 3 each row is looked at.
+        """
+        kept = self._kept.get(needs)
         holders = snapshot.holders.get(needs.model, ())
-        if len(old) != len(holders):
-            known = {id(row.instance): row for row in old}
-            old = [known.get(id(x)) or make_row(n, x, needs, snapshot, policy, now_s) for n, x in holders]
-        rows = [
-            row
-            if row[0] is holder[0] and row[1] is holder[1] and is_fresh(row, snapshot, now_s)
-            else make_row(holder[0], holder[1], needs, snapshot, policy, now_s)
-            for row, holder in zip(old, holders, strict=True)
-        ]
-        if needs not in self._rows and len(self._rows) >= self._max_needs:
+        if kept is None or len(kept.holders) != len(holders) or not kept.from_s <= now_s < kept.until_s:
+            new = self._look_at_each(kept, needs, snapshot, policy, now_s)  # 3
+        elif kept.holders is holders:
+            return kept.rows  # 1
+        else:
+            new = _with_changed(kept, needs, snapshot, policy, now_s)  # 2
+        if kept is None and len(self._kept) >= self._max_needs:
             # What a caller may choose freely (num_ctx) is part of the key, so the oldest goes.
-            del self._rows[next(iter(self._rows))]
-        self._rows[needs] = rows
-        return rows
+            del self._kept[next(iter(self._kept))]
+        self._kept[needs] = new
+        return new.rows
+
+    def _look_at_each(
+        self, kept: _Kept | None, needs: Needs, snapshot: FleetSnapshot, policy: Policy, now_s: float
+    ) -> _Kept:
+        holders = snapshot.holders.get(needs.model, ())
+        known = {id(row.instance): row for row in kept.rows} if kept is not None else {}
+        rows = []
+        for node, instance in holders:
+            row = known.get(id(instance))
+            if row is None or row.node is not node or not is_fresh(row, snapshot, now_s):
+                row = make_row(node, instance, needs, snapshot, policy, now_s)
+            rows.append(row)
+        return _keep(holders, rows)
+
+
+def _with_changed(kept: _Kept, needs: Needs, snapshot: FleetSnapshot, policy: Policy, now_s: float) -> _Kept:
+    """New rows for the holders that are other views than they were."""
+    holders = snapshot.holders[needs.model]
+    rows, until_s, has_victims = kept.rows.copy(), kept.until_s, False
+    for place, (old, holder) in enumerate(zip(kept.holders, holders, strict=True)):
+        if old is not holder:
+            row = rows[place] = make_row(*holder, needs, snapshot, policy, now_s)
+            has_victims = has_victims or bool(row.victims_waited)
+            until_s = min(until_s, row.expires_s)
+    return _Kept(holders, rows, now_s, now_s if has_victims else until_s)
 
 
 class Candidate(NamedTuple):
@@ -199,34 +242,64 @@ class Moment(NamedTuple):
 
 def rank(needs: Needs, ask: Ask, tried: frozenset[str], moment: Moment) -> Ranking:
     """Every holder of the model is either a candidate or excluded with a reason."""
-    now_s, claims = moment.now_s, moment.claims
-    has_claims = bool(claims.waiting or claims.drains)
-    found: list[_Found] = []
-    excluded: list[Exclusion] = []
-    fastest_step_s = float("inf")
-    for row in moment.table.rows(needs, moment.snapshot, moment.policy, now_s):
-        node, instance, reason, where = row[:4]
-        if tried and node.node_id in tried:
-            reason, where = Reason.TRIED, None
-        elif where is not None and ask.tokens > where.longest_prompt:
-            reason, where = Reason.CONTEXT_TOO_SMALL, None
-        if where is None:
-            excluded.append(Exclusion(node.node_id, str(reason)))
-            continue
-        if has_claims:
-            where = _claimed(row, where, needs, moment)
-        cached = cached_prefix_tokens(ask.prefixes, instance)
-        total_s = seconds(where, ask, cached, now_s)
-        found.append((total_s, node.last_chosen_s, node.node_id, instance.key, where, cached))
-        if instance.rates.step_s < fastest_step_s:
-            fastest_step_s = instance.rates.step_s
+    found, excluded, fastest_step_s, some_late = _weigh(needs, ask, tried, moment)
     excluded.sort()
     if not found:
         return NOBODY._replace(excluded=tuple(excluded))
     unit = signals.unit_s(min([candidate[0] for candidate in found]))
-    nearest = nsmallest(MAX_CANDIDATES, _with_lateness(found, unit, moment.policy))
-    best = tuple([Candidate(*candidate) for candidate in nearest])
+    if some_late:
+        found = _with_lateness(found, unit, moment.policy)
+    best = tuple([Candidate(*candidate) for candidate in nsmallest(MAX_CANDIDATES, found)])
     return Ranking(best, tuple(excluded), unit, ask.out_tokens * fastest_step_s)
+
+
+def _weigh(
+    needs: Needs, ask: Ask, tried: frozenset[str], moment: Moment
+) -> tuple[list[_Found], list[Exclusion], float, bool]:
+    """Candidates with their T, who is left out, the least seconds a token, and whether some beat is late.
+
+    The one thing that is done for every node for every request, hence in longhand.
+    """
+    tokens, correction, out_tokens, context_tokens, _, prefixes = ask
+    now_s, has_claims = moment.now_s, bool(moment.claims.waiting or moment.claims.drains)
+    found: list[_Found] = []
+    excluded: list[Exclusion] = []
+    fastest_step_s, some_late = float("inf"), False
+    for row in moment.table.rows(needs, moment.snapshot, moment.policy, now_s):
+        where = row.where
+        if tried and row.node.node_id in tried:
+            excluded.append(Exclusion(row.node.node_id, Reason.TRIED.value))
+            continue
+        if where is None:
+            excluded.append(Exclusion(row.node.node_id, str(row.reason)))
+            continue
+        if has_claims:
+            where = _claimed(row, where, needs, moment)
+        base, per_token, per_out, limit, reload, full, longest, held, step_s, late, last_s, node_id, key = (
+            where.line
+        )
+        if tokens > longest:
+            excluded.append(Exclusion(node_id, Reason.CONTEXT_TOO_SMALL.value))
+            continue
+        cached, uncached = 0.0, tokens
+        if prefixes and held.digests and (cached := held.prefix_tokens(prefixes)):
+            uncached = max(0.0, tokens - cached * correction)
+        total_s = base + per_token * uncached + per_out * out_tokens
+        if context_tokens > limit:
+            total_s += reload
+        if full:
+            free = where.first_free
+            if free is not None:
+                total_s += free.rest_s(now_s)
+            else:
+                e = sum(prefill_decode_s(where.instance.rates, ask, cached))
+                total_s += wait_for_slot_s(where, e, now_s)
+        found.append((total_s, last_s, node_id, key, where, cached))
+        if step_s < fastest_step_s:
+            fastest_step_s = step_s
+        if late:
+            some_late = True
+    return found, excluded, fastest_step_s, some_late
 
 
 def _claimed(row: Row, where: Standing, needs: Needs, moment: Moment) -> Standing:
@@ -242,18 +315,23 @@ def _claimed(row: Row, where: Standing, needs: Needs, moment: Moment) -> Standin
 def _with_lateness(found: list[_Found], unit: float, policy: Policy) -> list[_Found]:
     """A node whose beat is late costs `degraded_points` more."""
     late_s = signals.degraded_s(unit, policy)
-    return [(x[0] + late_s, *x[1:]) if x[4].node.status == "degraded" else x for x in found]
+    return [(x[0] + late_s, *x[1:]) if x[4].line.late else x for x in found]
 
 
-def cost_and_card(
-    candidate: Candidate, ask: Ask, ranking: Ranking, policy: Policy, now_s: float
-) -> tuple[Cost, ScoreCard]:
-    """The parts of a candidate's T, and the same as seven signals."""
-    is_late = candidate.where.node.status == "degraded"
-    late_s = signals.degraded_s(ranking.unit, policy) if is_late else 0.0
-    cost = cost_of(candidate.where, ask, candidate.cached, now_s, late_s)
-    values = signals.by_signal(cost, ranking.unit, ranking.fastest_decode_s, policy)
-    return cost, ScoreCard(candidate.node_id, values, signals.total(values, is_late, policy))
+def cost_of_candidate(candidate: Candidate, ask: Ask, ranking: Ranking, policy: Policy, now_s: float) -> Cost:
+    """The parts of a candidate's T."""
+    late_s = signals.degraded_s(ranking.unit, policy) if candidate.where.line.late else 0.0
+    return cost_of(candidate.where, ask, candidate.cached, now_s, late_s)
+
+
+def cards(ranking: Ranking, ask: Ask, policy: Policy, now_s: float) -> tuple[ScoreCard, ...]:
+    """The candidates' T as seven signals each, best first."""
+    unit, fastest_s = ranking.unit, ranking.fastest_decode_s
+    made = []
+    for _, _, node_id, _, where, cached in ranking.best:
+        values = signals.by_signal(parts_of(where, ask, cached, now_s), unit, fastest_s, policy)
+        made.append(ScoreCard(node_id, values, signals.total(values, where.line.late, policy)))
+    return tuple(made)
 
 
 def blocked(candidate: Candidate, snapshot: FleetSnapshot, policy: Policy, waited_s: float) -> Blocked | None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from herd.scheduling.estimate import Cost
+from herd.scheduling.estimate import Parts
 from herd.scheduling.policy import Policy
 
 MIN_UNIT_S = 0.05
@@ -42,27 +42,28 @@ def degraded_s(unit: float, policy: Policy) -> float:
     return policy.degraded_points * unit / policy.points
 
 
-def shares(cost: Cost, fastest_decode_s: float) -> tuple[float, ...]:
-    """The seconds that each signal accounts for, in the order of SIGNALS."""
-    return (
-        cost.load,
-        cost.evict,
-        cost.queue,
-        cost.wait + cost.prefill,
-        max(0.0, cost.decode - fastest_decode_s),
-        cost.price,
-        cost.context,
-    )
+def by_signal(parts: Parts, unit: float, fastest_decode_s: float, policy: Policy) -> tuple[float, ...]:
+    """The seven values. `unit` is U, `fastest_decode_s` the least d over all eligible nodes.
 
-
-def by_signal(cost: Cost, unit: float, fastest_decode_s: float, policy: Policy) -> tuple[float, ...]:
-    """The seven values. `unit` is U, `fastest_decode_s` the least d over all eligible nodes."""
+    RANGES in longhand, since it is made for eight nodes a request; a test holds the two together.
+    """
     scale = policy.points / unit
-    return tuple(
-        [
-            signal.best - min(scale * seconds, signal.span)
-            for signal, seconds in zip(RANGES, shares(cost, fastest_decode_s), strict=True)
-        ]
+    load, evict, queue, wait, prefill, decode, price, context = parts
+    thermal = scale * load
+    memory_fit = scale * evict
+    queue_depth = scale * queue
+    wait_time = scale * (wait + prefill)
+    role_affinity = scale * (decode - fastest_decode_s)
+    trend = scale * price
+    context_fit = scale * context
+    return (
+        50.0 - thermal if thermal < 50.0 else 0.0,
+        20.0 - memory_fit if memory_fit < 20.0 else 0.0,
+        0.0 - queue_depth if queue_depth < 30.0 else -30.0,
+        0.0 - wait_time if wait_time < 25.0 else -25.0,
+        15.0 if role_affinity < 0.0 else 15.0 - role_affinity if role_affinity < 15.0 else 0.0,
+        10.0 - trend if trend < 10.0 else 0.0,
+        15.0 - context_fit if context_fit < 30.0 else -15.0,
     )
 
 

@@ -55,7 +55,7 @@ class Inference:
             principal=principal,
             user=parsed.user,
             tags=parsed.tags + _header_tags(exchange.header(b"x-herd-tags")),
-            model_span=parsed.model_span,
+            model_key=parsed.model_key,
             buffered=parsed.buffered,
             arrival_s=arrival_s,
             arrival_wall_s=arrival_wall_s,
@@ -65,6 +65,8 @@ class Inference:
 
 def _once(parsed: Parsed) -> tuple[str, ...]:
     """The chain without repetitions, in order."""
+    if len(parsed.asked) == 1:
+        return parsed.asked
     seen: dict[str, str] = {}
     for name in parsed.asked:
         seen.setdefault(canonical(name), name)

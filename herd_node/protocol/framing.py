@@ -41,6 +41,10 @@ class Records:
         """The records that this chunk completed. Records before an oversized one still come out."""
         if self._broken:
             raise self._error()
+        record = self.lone(chunk)
+        if record:
+            self._first = False
+            return [record]
         if self._sse and (self._after_cr or b"\r" in chunk):
             chunk = self._unify_line_ends(chunk)
         if not chunk:
@@ -62,6 +66,21 @@ class Records:
             if not records:
                 raise self._error()
         return records
+
+    def lone(self, chunk: bytes) -> bytes:
+        """The record of a chunk that is one record and nothing else, as most are; empty for any other.
+
+        Such a chunk leaves nothing behind, so a caller that takes the record need not feed it.
+        """
+        if self.pending or self._after_cr or self._broken or len(chunk) > self._limit_bytes:
+            return b""
+        if not self._sse:
+            end = len(chunk) - 1
+            return chunk[:end].removesuffix(b"\r") if chunk.find(b"\n") == end else b""
+        end = len(chunk) - 2
+        if chunk.find(b"\n") != end or chunk[:6] != b"data: " or chunk[-1:] != b"\n" or b"\r" in chunk:
+            return b""
+        return chunk[6:end]
 
     def rest(self) -> bytes:
         """What the end of the body completes: a last NDJSON line without line end; never an SSE event."""

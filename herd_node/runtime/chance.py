@@ -11,6 +11,22 @@ def new_hex(n_bytes: int) -> str:
     return secrets.token_hex(n_bytes)
 
 
+class HexSource:
+    """`new_hex` for one identifier a request: chance is drawn for many of them in one system call."""
+
+    def __init__(self, n_bytes: int, at_once: int = 256) -> None:
+        self._digits = 2 * n_bytes
+        self._at_once = at_once
+        self._drawn: list[str] = []
+
+    def __call__(self) -> str:
+        if not self._drawn:
+            digits = self._digits
+            text = new_hex(digits // 2 * self._at_once)
+            self._drawn = [text[at : at + digits] for at in range(0, len(text), digits)]
+        return self._drawn.pop()
+
+
 def new_secret() -> bytes:
     """32 random bytes, the size of every key in this project."""
     return secrets.token_bytes(32)

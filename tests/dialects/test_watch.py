@@ -77,6 +77,28 @@ def test_any_split_passes_and_what_has_passed_is_always_whole_records(name: str,
     assert (out + tail, ending.how) == (body, "complete")
 
 
+@pytest.mark.parametrize(("name", "dialect"), [row[:2] for row in GOOD])
+@pytest.mark.parametrize("records_a_chunk", [1, 2, 3])
+def test_records_that_come_whole_are_seen_as_those_that_come_in_bytes(
+    name: str, dialect: Dialect, records_a_chunk: int
+):
+    body = recording(name).body
+    end = b"\n\n" if dialect is OPENAI else b"\n"
+    records = [record + end for record in body.removesuffix(end).split(end)]
+    chunks = [b"".join(records[at : at + records_a_chunk]) for at in range(0, len(records), records_a_chunk)]
+    out, ending, watch = watch_all(dialect, chunks)
+    slow_out, slow_ending, slow = watch_all(dialect, bytes_of(body))
+    assert (out, ending, watch.last) == (slow_out, slow_ending, slow.last)
+    for at in range(1, len(chunks)):
+        watch, slow = StreamWatch(dialect), StreamWatch(dialect)
+        assert b"".join(map(watch.feed, chunks[:at])) == b"".join(
+            map(slow.feed, bytes_of(b"".join(chunks[:at])))
+        )
+        assert (watch.last, watch.content_seen, watch.ended) == (slow.last, slow.content_seen, slow.ended)
+        if at > 40:
+            break
+
+
 @given(cuts=st.lists(st.integers(0, 3000), max_size=10), ends=st.sampled_from([b"\r\n", b"\r"]))
 def test_sse_with_other_line_ends_is_cut_at_records_too(cuts: list[int], ends: bytes):
     body = recording("llamacpp/chat-stream").body.replace(b"\n", ends)

@@ -78,6 +78,19 @@ def test_a_beat_without_news_leaves_the_instances_as_they_are():
     assert after.instances[0] is before.instances[0]
 
 
+def test_work_is_seen_in_the_view_and_leaves_the_rest_of_it_alone():
+    registry = online(model())
+    before = registry.snapshot(1.0).nodes["attic"]
+    start(registry, 2.0)
+    after = registry.snapshot(2.0).nodes["attic"]
+    assert (len(after.instances[0].running), after.busy_share.busy_now, after.last_chosen_s) == (1, True, 2.0)
+    assert after == before._replace(
+        instances=after.instances, busy_share=after.busy_share, last_chosen_s=after.last_chosen_s
+    )
+    registry.on_beat(beat("attic", model(), draining=True), HOST, 3.0)
+    assert registry.snapshot(3.0).nodes["attic"].status == "draining"
+
+
 def test_a_snapshot_that_somebody_holds_does_not_change():
     registry = online(model())
     held = registry.snapshot(1.0)

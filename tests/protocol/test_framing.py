@@ -234,3 +234,27 @@ def test_a_long_record_in_many_pieces_costs_no_more_than_its_length() -> None:
     assert records.feed(b"\n\n") == [piece * count]
     # linear: some 50 ms. Joining the tail at each feed would copy 130 GB
     assert perf_counter() - began_s < 5
+
+
+def test_a_lone_record_is_known_without_being_fed_and_only_between_records() -> None:
+    events, lines = Records("sse", 40), Records("ndjson", 40)
+    assert events.lone(b'data: {"a":1}\n\n') == b'{"a":1}'
+    assert lines.lone(b'{"a":1}\r\n') == b'{"a":1}'
+    for other in (
+        b"",
+        b"\n\n",
+        b": ping\n\n",
+        b"data: a\n",
+        b"data: a\nx\n\n",
+        b"data: a\r\n\n",
+        b"data:a\n\n",
+    ):
+        assert events.lone(other) == b""
+    assert events.lone(b"data: a\n\ndata: b\n\n") == lines.lone(b"a\nb\n") == lines.lone(b"a") == b""
+    assert events.lone(b"data: " + b"a" * 40 + b"\n\n") == b""
+    for unfinished in (b"data: a", b"data: a\n\n\r"):
+        records = Records("sse")
+        records.feed(unfinished)
+        assert records.lone(b"data: b\n\n") == b""
+    lines.feed(b"a\n" + b"b" * 50)
+    assert lines.lone(b"a\n") == b""  # broken

@@ -79,7 +79,7 @@ def test_every_field_stands_in_its_place():
         timestamp=5001.5,
         model="other",
         original_model="Llama3:8B",
-        original_format="openai",
+        original_format="ollama",
         kind="chat",
         router_id="r",
         client_request_id="theirs",

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from herd_node.protocol.auth import is_boot
-from herd_node.runtime.chance import jitter, new_hex, new_secret
+from herd_node.runtime.chance import HexSource, jitter, new_hex, new_secret
 
 
 def test_identifiers_are_lower_hex_digits_and_never_the_same():
@@ -30,3 +30,10 @@ def test_jitter_stays_within_its_share_and_repeats_from_a_seed(base, share, seed
 def test_jitter_without_a_seed_differs():
     assert len({jitter(1.0, 0.2) for _ in range(20)}) > 1
     assert jitter(3.0, 0.0) == 3.0
+
+
+def test_a_source_of_identifiers_gives_each_once() -> None:
+    source = HexSource(12, at_once=4)
+    drawn = [source() for _ in range(10)]
+    assert len(set(drawn)) == 10
+    assert all(re.fullmatch("[0-9a-f]{24}", one) for one in drawn)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import replace
 
 from herd.fleet.held import NOTHING_HELD, Held
 from herd.fleet.snapshot import (
@@ -72,7 +71,7 @@ def instance(
 def node(node_id: str, *instances: InstanceView, **fields: object) -> NodeView:
     """An online machine, idle, of which the memory is not known."""
     given: dict[str, object] = {"status": "online", "last_beat_s": NOW, **fields}
-    placed = tuple(replace(x, node_id=node_id) for x in instances)
+    placed = tuple(x._replace(node_id=node_id) for x in instances)
     return NodeView(node_id=node_id, instances=placed, **given)  # type: ignore[arg-type]
 
 

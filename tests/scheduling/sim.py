@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from herd.fleet.snapshot import FleetSnapshot, InstanceView, NodeView, Running
 from herd.scheduling.plan import (
@@ -100,8 +100,8 @@ class Sim:
 
     def _change(self, node_id: str, key: str, **fields: object) -> InstanceView:
         view = self.nodes[node_id]
-        changed = {x.key: replace(x, **fields) if x.key == key else x for x in view.instances}  # type: ignore[arg-type]
-        self.nodes[node_id] = replace(view, instances=tuple(changed.values()))
+        changed = {x.key: x._replace(**fields) if x.key == key else x for x in view.instances}  # type: ignore[arg-type]
+        self.nodes[node_id] = view._replace(instances=tuple(changed.values()))
         return changed[key]
 
     def _held(self, node_id: str, key: str) -> InstanceView:

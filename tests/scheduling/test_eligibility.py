@@ -98,7 +98,7 @@ def test_no_more_context_is_counted_than_the_model_was_trained_for() -> None:
 def test_capabilities_are_those_of_the_name_that_was_asked_for() -> None:
     held = instance(names=("m", "m-tools"))
     tools = replace(held.names[1], capabilities=TOOLS.words)
-    view = a(replace(held, names=(held.names[0], tools)))
+    view = a(held._replace(names=(held.names[0], tools)))
     assert why_not(view, view.instances[0], TOOLS._replace(model="m-tools"), DEFAULT_POLICY, NOW) is None
     assert why_not(view, view.instances[0], TOOLS, DEFAULT_POLICY, NOW) is not None
     assert set(fleet(view).holders) == {"m", "m-tools"}

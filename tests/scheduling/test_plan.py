@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from herd.fleet.snapshot import FleetSnapshot, NodeView, Rates
@@ -413,7 +411,7 @@ def test_a_drain_that_made_no_room_is_chosen_anew() -> None:
 
 def test_a_drain_is_not_taken_over_by_another_starving_model() -> None:
     view = node("a", instance(state="cold"), instance("n", "cold"), instance("x"), instance("y", running=1))
-    shrunk = replace(view, max_loaded=1)
+    shrunk = view._replace(max_loaded=1)
     first = waits("2", "n", waited_s=130.0, deadline_s=NOW)
     _, after = plan(fleet(shrunk), first, starved(), drains=DRAIN)
     assert after["a"].model == "m"

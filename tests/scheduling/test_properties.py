@@ -13,7 +13,7 @@ from herd.fleet.snapshot import FleetSnapshot, NodeView, Running
 from herd.request import InferenceRequest
 from herd.scheduling import signals
 from herd.scheduling.eligibility import Needs, why_not
-from herd.scheduling.estimate import Ask, Cost, ask_of, cost_of, seconds
+from herd.scheduling.estimate import Ask, Cost, Ending, ask_of, first_free
 from herd.scheduling.plan import (
     NEW,
     Attempt,
@@ -29,7 +29,7 @@ from herd.scheduling.plan import (
     plan_queue,
 )
 from herd.scheduling.policy import DEFAULT_POLICY
-from herd.scheduling.score import NO_CLAIMS, Candidate, Moment, Ranking, cost_and_card, rank
+from herd.scheduling.score import NO_CLAIMS, Candidate, Moment, Ranking, cards, cost_of_candidate, rank
 from tests.scheduling.build import NOW, RATES, ask, fleet, instance, node, run
 from tests.scheduling.strategies import fleets, nodes, queues, requests, runnings, with_node
 
@@ -68,7 +68,8 @@ def test_the_order_of_totals_is_that_of_total_times_when_no_signal_clips(
     request: InferenceRequest, snapshot: FleetSnapshot
 ) -> None:
     asked, ranking = look(request, snapshot)
-    made = [cost_and_card(x, asked, ranking, DEFAULT_POLICY, NOW) for x in ranking.best]
+    costs = [cost_of_candidate(x, asked, ranking, DEFAULT_POLICY, NOW) for x in ranking.best]
+    made = zip(costs, cards(ranking, asked, DEFAULT_POLICY, NOW), strict=True)
     unclipped = [(cost.total, card.total) for cost, card in made if not is_clipped(card.by_signal)]
     for (sooner_s, better), (later_s, worse) in pairwise(unclipped):
         assert sooner_s <= later_s + 1e-9
@@ -84,7 +85,7 @@ def test_points_do_not_change_when_all_seconds_are_scaled(found: list[Cost], fac
         scaled = [Cost(*[part * scale for part in cost]) for cost in found]
         unit = signals.unit_s(min(cost.total for cost in scaled))
         fastest_s = min(cost.decode for cost in scaled)
-        return [signals.by_signal(cost, unit, fastest_s, DEFAULT_POLICY) for cost in scaled]
+        return [signals.by_signal(cost[:8], unit, fastest_s, DEFAULT_POLICY) for cost in scaled]
 
     for values, again in zip(points(1.0), points(factor), strict=True):
         assert values == pytest.approx(again, abs=1e-6)
@@ -93,7 +94,7 @@ def test_points_do_not_change_when_all_seconds_are_scaled(found: list[Cost], fac
 @FEW
 @given(costs(), st.floats(0.05, 1e4), times)
 def test_every_signal_stays_in_its_range(cost: Cost, unit: float, fastest_s: float) -> None:
-    values = signals.by_signal(cost, unit, fastest_s, DEFAULT_POLICY)
+    values = signals.by_signal(cost[:8], unit, fastest_s, DEFAULT_POLICY)
     for value, signal in zip(values, signals.RANGES, strict=True):
         assert signal.best - signal.span <= value <= signal.best
 
@@ -124,9 +125,9 @@ def test_a_free_node_never_loses_to_an_equal_busy_one(
     held = instance(request.chain[0], slots=max(slots, len(running)), running=tuple(running))
     others = tuple(x for x in drawn.instances if x.key != held.key)
     equal = {"status": "online", "paused": False, "heat": None}
-    busy = replace(drawn, instances=(replace(held, node_id="busy"), *others), **equal)
-    idle = replace(
-        drawn, node_id="free", instances=(replace(held, node_id="free", running=()), *others), **equal
+    busy = drawn._replace(instances=(held._replace(node_id="busy"), *others), **equal)
+    idle = drawn._replace(
+        node_id="free", instances=(held._replace(node_id="free", running=()), *others), **equal
     )
     _, ranking = look(request, fleet(busy, idle))
     assert [x.node_id for x in ranking.best] == ["free", "busy"]
@@ -180,10 +181,18 @@ def test_the_multiply_add_is_the_sum_of_the_parts(
     keys = {(view.node_id, held.key): claims for view in snapshot.nodes.values() for held in view.instances}
     asked, ranking = look(request, snapshot, Claims(keys))
     for candidate in ranking.best:
-        cost = cost_of(candidate.where, asked, candidate.cached, NOW)
-        assert cost.total == pytest.approx(seconds(candidate.where, asked, candidate.cached, NOW))
+        cost = cost_of_candidate(candidate, asked, ranking, DEFAULT_POLICY, NOW)
+        assert cost.total == pytest.approx(candidate.total_s)
         assert cost.total == pytest.approx(sum(cost[:-1]))
         assert min(cost) >= 0
+
+
+@FEW
+@given(st.lists(st.tuples(times, times), min_size=1, max_size=8), times)
+def test_the_first_free_slot_is_the_least_of_all_rests(ends: list[tuple[float, float]], now_s: float) -> None:
+    taken = [Ending(end_s, floor_s) for end_s, floor_s in ends]
+    least_s = min(x.rest_s(now_s) for x in taken)
+    assert first_free(taken).rest_s(now_s) == pytest.approx(least_s, abs=1e-9)
 
 
 # -- kept rows -----------------------------------------------------------------------------------------------
@@ -232,7 +241,7 @@ def test_a_row_is_made_anew_when_only_its_node_changed() -> None:
     table = CostTable()
     view = node("a", instance())
     assert isinstance(next_step(ask(), fleet(view), NEW, DEFAULT_POLICY, NOW, table=table), Attempt)
-    paused = fleet(replace(view, paused=True))
+    paused = fleet(view._replace(paused=True))
     assert isinstance(next_step(ask(), paused, NEW, DEFAULT_POLICY, NOW, table=table), Hold)
 
 
@@ -343,8 +352,8 @@ def test_a_plan_does_not_depend_on_the_order_of_its_input(
 def full(snapshot: FleetSnapshot) -> FleetSnapshot:
     """The same fleet with everything hot and every slot taken."""
     for view in snapshot.nodes.values():
-        taken = tuple(replace(x, state="hot", running=(run(),) * x.slots) for x in view.instances)
-        snapshot = with_node(snapshot, replace(view, instances=taken))
+        taken = tuple(x._replace(state="hot", running=(run(),) * x.slots) for x in view.instances)
+        snapshot = with_node(snapshot, view._replace(instances=taken))
     return snapshot
 
 

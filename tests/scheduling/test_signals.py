@@ -9,7 +9,7 @@ from herd.scheduling import signals
 from herd.scheduling.eligibility import Needs
 from herd.scheduling.estimate import Cost, ask_of
 from herd.scheduling.policy import DEFAULT_POLICY, Policy
-from herd.scheduling.score import NO_CLAIMS, CostTable, Moment, cost_and_card, rank
+from herd.scheduling.score import NO_CLAIMS, CostTable, Moment, cards, cost_of_candidate, rank
 from herd.trace import SIGNALS
 from tests.scheduling.build import NOW, RATES, ask, fleet, instance, node
 from tests.scheduling.tables import number, table
@@ -38,7 +38,8 @@ def test_signals_are_those_of_the_page(row: dict[str, str]) -> None:
     asked = ask_of(request, "m", snapshot, DEFAULT_POLICY)
     ranking = rank(Needs("m", request.needs, None), asked, frozenset(), moment)
     candidate = next(x for x in ranking.best if x.node_id == view.node_id)
-    cost, card = cost_and_card(candidate, asked, ranking, DEFAULT_POLICY, NOW)
+    cost = cost_of_candidate(candidate, asked, ranking, DEFAULT_POLICY, NOW)
+    card = next(x for x in cards(ranking, asked, DEFAULT_POLICY, NOW) if x.node_id == view.node_id)
     expected = {name: number(row[name]) for name in SIGNALS}
     assert dict(zip(SIGNALS, card.by_signal, strict=True)) == pytest.approx(expected, abs=6e-3)
     assert card.total == pytest.approx(number(row["total"]), abs=6e-3)
@@ -56,12 +57,12 @@ def test_the_page_names_the_signals_and_their_ranges() -> None:
 
 def test_ideal_is_110() -> None:
     nothing = Cost(*[0.0] * 10)
-    assert sum(signals.by_signal(nothing, 1.0, 0.0, DEFAULT_POLICY)) == 110 == signals.IDEAL
+    assert sum(signals.by_signal(nothing[:8], 1.0, 0.0, DEFAULT_POLICY)) == 110 == signals.IDEAL
 
 
 def test_a_signal_loses_its_whole_span_and_no_more() -> None:
     huge = Cost(*[1e9] * 10)
-    values = signals.by_signal(huge, 0.05, 0.0, DEFAULT_POLICY)
+    values = signals.by_signal(huge[:8], 0.05, 0.0, DEFAULT_POLICY)
     assert values == tuple(signal.best - signal.span for signal in signals.RANGES)
 
 
@@ -71,7 +72,7 @@ def test_a_request_of_no_time_at_all_has_a_unit() -> None:
 
 def test_points_change_the_scale_and_nothing_else() -> None:
     cost = Cost(0.0, 0.0, 0.0, 1.0, 0.0, 2.0, 0.0, 0.0, 0.0, 3.0)
-    assert signals.by_signal(cost, 3.0, 2.0, Policy(points=6.0))[3] == -2.0
+    assert signals.by_signal(cost[:8], 3.0, 2.0, Policy(points=6.0))[3] == -2.0
 
 
 @pytest.mark.parametrize("points", [0.0, -1.0, 15.1])
