@@ -72,7 +72,7 @@ def _run(args: argparse.Namespace) -> int:
     counts = decision.NODE_COUNTS[:1] if args.quick else decision.NODE_COUNTS
     decisions = [decision.measure(count) for count in counts] if args.decision else []
     found = report.Report(
-        command=shlex.join(["python", "-m", "bench", *sys.argv[1:]]),
+        command=_command(sys.argv[1:]),
         when=when,
         machine=described,
         pace=pace,
@@ -178,6 +178,15 @@ def _positive(text: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text) > 0):
         raise argparse.ArgumentTypeError(f"a whole number above 0, not {text!r}")
     return int(text)
+
+
+def _command(arguments: Sequence[str]) -> str:
+    """As it can be repeated; where the peers lie is this machine's business."""
+    shown = list(arguments)
+    for place, word in enumerate(shown[:-1]):
+        if word == "--peers-venv":
+            shown[place + 1] = "DIR"
+    return shlex.join(["python", "-m", "bench", *shown])
 
 
 if __name__ == "__main__":
