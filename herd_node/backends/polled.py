@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
 from hashlib import sha256
@@ -16,7 +17,7 @@ from herd_node.protocol.wire import BackendKind, Model
 log = logging.getLogger(__name__)
 
 
-class Polled:
+class Polled(ABC):
     """Base of the backends that are asked over HTTP. A subclass gives `kind` and `_read`."""
 
     kind: BackendKind
@@ -61,8 +62,9 @@ class Polled:
     async def slots_taken(self) -> int | None:
         return None
 
+    @abstractmethod
     async def _read(self, now_s: float) -> Reading:
-        raise NotImplementedError
+        """Ask the server; NoAnswer and whatever else is raised becomes a reading that is not ready."""
 
     async def _get(self, path: str) -> Answer:
         return await ask(self._means.http, self.url + path, headers=self.headers)
