@@ -56,7 +56,7 @@ class Polled(ABC):
         model = self._by_name.get(name)
         return None if model is None else facts_of(model, model.name)
 
-    async def ensure_loaded(self, name: str, load_options: Mapping[str, object]) -> None:
+    async def ensure_loaded(self, name: str, load_options: Mapping[str, object]) -> None:  # noqa: B027 - most have nothing to load
         """Nothing to do: what such a server serves is loaded."""
 
     async def slots_taken(self) -> int | None:
