@@ -90,11 +90,5 @@ def sample(token: AttemptToken, result: AttemptResult) -> Sample:
     load_s = result.load_s
     if load_s is None and result.ttft_s is not None and not hot:
         load_s = result.ttft_s - (prefill_s if prefill_s is not None else token.running.prefill_s)
-    return Sample(
-        uncached_tokens=uncached,
-        prefill_s=prefill_s,
-        completion_tokens=result.completion_tokens,
-        decode_s=decode_s,
-        load_s=load_s,
-        loaded_from=token.was if token.was == "cold" or token.was == "warm" else None,
-    )
+    loaded_from = token.was if token.was == "cold" or token.was == "warm" else None
+    return Sample(uncached, prefill_s, result.completion_tokens, decode_s, load_s, loaded_from)

@@ -38,18 +38,21 @@ class Held(NamedTuple):
         return asked[low - 1].tokens if low else 0.0
 
     def starts_like(self, asked: Sequence[PrefixMark]) -> bool:
-        return bool(asked) and asked[0].digest in self.digests
+        return bool(asked) and asked[0][0] in self.digests
 
     def with_sequence(self, new: tuple[PrefixMark, ...], slots: int) -> Held:
         """After `new`, which is not empty: it replaces what it extends; the last `slots` stay."""
         by_last, digests = dict(self.by_last), dict(self.digests)
-        extended = [old for mark in new if (old := by_last.pop(mark.digest, None)) is not None]
-        for mark in new:
-            digests[mark.digest] = digests.get(mark.digest, 0) + 1
-        by_last[new[-1].digest] = new
+        gone = []
+        last = b""
+        for last, _ in new:
+            if last in by_last:
+                gone.append(by_last.pop(last))
+            digests[last] = digests.get(last, 0) + 1
+        by_last[last] = new
         while len(by_last) > slots:
-            extended.append(by_last.pop(next(iter(by_last))))
-        for old in extended:
+            gone.append(by_last.pop(next(iter(by_last))))
+        for old in gone:
             _forget(digests, old)
         return Held(by_last, digests)
 

@@ -12,7 +12,16 @@ from math import exp
 from typing import Literal, NamedTuple
 
 from herd.fleet.held import NOTHING_HELD, Held
-from herd.fleet.snapshot import ArrivalRate, InstanceState, InstanceView, ModelName, Rates, Running
+from herd.fleet.snapshot import (
+    INSTANCE_FIXED,
+    NO_ARRIVALS,
+    ArrivalRate,
+    InstanceState,
+    InstanceView,
+    ModelName,
+    Rates,
+    Running,
+)
 from herd.request import PrefixMark
 from herd_node.protocol import wire
 from herd_node.protocol.names import canonical
@@ -26,6 +35,9 @@ EVIDENCE_S = 5.0
 LOAD_PATIENCE = 3.0
 
 _ORDER: tuple[InstanceState, ...] = ("hot", "loading", "warm", "cold")
+
+
+Work = tuple[Rates, tuple[Running, ...], tuple[float, ...], ArrivalRate, float, Held]
 
 
 class Facts(NamedTuple):
@@ -61,10 +73,11 @@ def merge(beat: wire.Heartbeat) -> dict[str, Report]:
     for model in sorted(beat.models, key=lambda model: rank.get(model.backend, len(rank))):
         groups.setdefault(instance_key(model), []).append(model)
     kinds = {backend.id: backend.kind for backend in beat.backends}
+    offered = {backend.id: backend.endpoints for backend in beat.backends}
     taken: set[str] = set()
     reports = {}
     for key, models in groups.items():
-        names = _names(models, taken)
+        names = _names(models, taken, offered.get(models[0].backend, ()))
         if names:
             reports[key] = _report(models, names, kinds.get(models[0].backend) or "openai")
     return reports
@@ -77,15 +90,19 @@ def instance_key(model: wire.Model) -> str:
     return f"{model.backend}||{canonical(model.name)}"
 
 
-def _names(models: list[wire.Model], taken: set[str]) -> tuple[ModelName, ...]:
+def _names(models: list[wire.Model], taken: set[str], offered: tuple[str, ...]) -> tuple[ModelName, ...]:
+    """`offered` are endpoints of the backend: what it lacks, none of its models can be asked for."""
     names = []
     for model in models:
-        capabilities = frozenset(model.capabilities)
+        # no words at all stay none: nothing is known then, and nothing is excluded by it
+        capabilities = frozenset((*model.capabilities, *offered)) if model.capabilities else frozenset()
         for shown in (model.name, *model.aliases):
             name = canonical(shown)
             if name not in taken:
                 taken.add(name)
-                names.append(ModelName(canonical=name, shown=shown, capabilities=capabilities))
+                names.append(
+                    ModelName(canonical=name, shown=shown, capabilities=capabilities, family=model.family)
+                )
     return tuple(names)
 
 
@@ -142,7 +159,9 @@ class Instance:
         "listed",
         "loading_since_s",
         "node_id",
+        "place",
         "rates",
+        "reloads_from",
         "running",
         "seen_hot_s",
         "settling",
@@ -150,6 +169,7 @@ class Instance:
         "state",
         "state_before_load",
         "view",
+        "worked",
     )
 
     def __init__(self, node_id: str, key: str, report: Report, rates: Rates, guess: Rates) -> None:
@@ -164,7 +184,7 @@ class Instance:
         self.settling: dict[object, tuple[float, float]] = {}
         """Slots of cancelled requests: since when, and until when at the latest."""
         self.held: Held = NOTHING_HELD
-        self.arrival = ArrivalRate(0.0, 0.0)
+        self.arrival = NO_ARRIVALS
         self.last_used_s = 0.0
         self.bad_until_s = 0.0
         self.busy_until_s = 0.0
@@ -176,10 +196,21 @@ class Instance:
         self.seen_hot_s: float | None = None
         """When a record last proved it hot."""
         self.view: InstanceView | None = None
+        self.reloads_from: int | None = None
+        """While it is loaded anew with another context: the one it had, which beats still tell of."""
+        self.place = 0
+        """In the `instances` of its node's view."""
+        self.worked = False
+        """Whether `view` is out of date in what work changes, and in nothing else."""
 
     def hear(self, report: Report, now_s: float) -> bool:
         """Take a beat's word, as far as nothing better is known; whether the instance is another one now."""
         before = (self.facts, self.state, self.listed, self.delisted)
+        was_tokens = self.reloads_from
+        if was_tokens is not None and report.facts.context_tokens == was_tokens and self.running:
+            # the old runner is not gone yet
+            facts = report.facts._replace(context_tokens=self.facts.context_tokens)
+            report = report._replace(facts=facts, state="loading")
         self.facts, self.slots_taken = report.facts, report.slots_taken
         self.listed, self.delisted = True, frozenset()
         self._become(self._believed(report, now_s), now_s)
@@ -216,6 +247,7 @@ class Instance:
         else:
             self.loading_since_s = None
             self.state_before_load = None
+            self.reloads_from = None
         if self.state == "hot" and state != "hot":
             self.held = NOTHING_HELD
         self.state = state
@@ -233,6 +265,14 @@ class Instance:
         if prefixes:
             self.held = self.held.with_sequence(prefixes, slots)
 
+    def reloads(self, context_tokens: int | None, now_s: float) -> None:
+        """A request is about to go in for which the backend loads it anew, with so much context."""
+        self._become("loading", now_s)
+        self.state_before_load = "warm"
+        if context_tokens is not None:
+            self.reloads_from = self.facts.context_tokens
+            self.facts = self.facts._replace(context_tokens=context_tokens)
+
     def evicted(self, now_s: float) -> bool:
         """Another load takes its memory; whether that was news about the state."""
         if self.state != "hot" or self.running:
@@ -244,9 +284,10 @@ class Instance:
     def proved_hot(self, now_s: float) -> bool:
         """It answered; whether that was news about the state."""
         self.seen_hot_s = now_s
-        was = self.state
+        if self.state == "hot":
+            return False
         self._become("hot", now_s)
-        return was != "hot"
+        return True
 
     def load_failed(self, now_s: float) -> bool:
         """The request that made us believe in a load failed; whether that was news about the state."""
@@ -259,10 +300,12 @@ class Instance:
         """It never got into the prompt cache."""
         self.held = self.held.without(prefixes)
 
-    def unlist(self) -> None:
-        """The node does not list it any more; work in its slots stays."""
+    def unlist(self) -> bool:
+        """The node does not list it any more; work in its slots stays. Whether anything of it was changed."""
+        changed = self.listed or self.held is not NOTHING_HELD
         self.listed = False
         self.held = NOTHING_HELD
+        return changed
 
     @property
     def occupied(self) -> bool:
@@ -285,41 +328,53 @@ class Instance:
         return self.facts.slots or defaults.get(self.facts.backend_kind, 1)
 
     def current_view(self, defaults: Mapping[str, int]) -> InstanceView:
-        """The same object until the registry sets `view` to None."""
-        if self.view is None:
-            self.view = self._make_view(defaults)
-        return self.view
+        """The same object until it is touched; only the last fields are others after work came or went."""
+        view = self.view
+        if view is None:
+            view = self.view = self._make_view(defaults)
+        elif self.worked:
+            view = self.view = tuple.__new__(InstanceView, view[:INSTANCE_FIXED] + self._work())
+        self.worked = False
+        return view
 
     def _make_view(self, defaults: Mapping[str, int]) -> InstanceView:
         facts = self.facts
         return InstanceView(
-            node_id=self.node_id,
-            backend_id=facts.backend_id,
-            backend_kind=facts.backend_kind,
-            key=self.key,
-            names=self.shown_names(),
-            state=self.state,
-            slots=self.slots(defaults),
-            running=tuple(self.running.values()),
-            settling_until_s=tuple([until_s for _, until_s in self.settling.values()]),
-            loading_since_s=self.loading_since_s,
-            loading_expected_s=self.load_estimate_s() if self.state == "loading" else None,
-            rates=self.rates,
-            arrival_rate=self.arrival,
-            size_bytes=facts.size_bytes,
-            kv_bytes_per_token=facts.kv_bytes_per_token,
-            context_tokens=facts.context_tokens,
-            context_train_tokens=facts.context_train_tokens,
-            context_fixed=facts.context_fixed,
-            last_used_s=self.last_used_s,
-            members=facts.members or (self.node_id,),
-            held=self.held,
-            bad_until_s=self.bad_until_s,
-            busy_until_s=self.busy_until_s,
+            self.node_id,
+            facts.backend_id,
+            facts.backend_kind,
+            self.key,
+            self.shown_names(),
+            self.state,
+            self.slots(defaults),
+            self.loading_since_s,
+            self.load_estimate_s() if self.state == "loading" else None,
+            facts.size_bytes,
+            facts.kv_bytes_per_token,
+            facts.context_tokens,
+            facts.context_train_tokens,
+            facts.context_fixed,
+            facts.members or (self.node_id,),
+            self.bad_until_s,
+            self.busy_until_s,
+            *self._work(),
+        )
+
+    def _work(self) -> Work:
+        """The last fields of a view, in their order."""
+        settling = self.settling
+        return (
+            self.rates,
+            tuple(self.running.values()),
+            tuple([until_s for _, until_s in settling.values()]) if settling else (),
+            self.arrival,
+            self.last_used_s,
+            self.held,
         )
 
 
 def arrived(rate: ArrivalRate, now_s: float) -> ArrivalRate:
     """One more arrival in a rate whose memory is 300 s."""
-    faded = rate.per_s * exp(-max(0.0, now_s - rate.at_s) / ARRIVAL_TAU_S)
+    per_s, at_s = rate
+    faded = per_s * exp((at_s - now_s) / ARRIVAL_TAU_S) if now_s > at_s else per_s
     return ArrivalRate(faded + 1.0 / ARRIVAL_TAU_S, now_s)

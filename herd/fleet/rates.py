@@ -89,7 +89,8 @@ class LearnedRates:
     def __init__(self) -> None:
         self._values: dict[tuple[str, str, str], float] = {}
         self._stats: dict[str, ModelStats] = {}
-        self._dirty: dict[tuple[str, str, str], None] = {}
+        self._written: dict[tuple[str, str, str], float] = {}
+        """As they were when `take_dirty` was last asked, a few times a minute."""
 
     def rates(self, node_id: str, model: str, guess: Rates) -> Rates:
         """Learned where possible, else the guess."""
@@ -123,25 +124,36 @@ class LearnedRates:
                 learned |= self._mix(node_id, model, "load_warm_s", sample.load_s, guess.load_warm_s)
         return learned
 
-    def learn_output(self, model: str, completion_tokens: float) -> None:
-        """Mean length of the model's answers, from every one that was completed."""
-        self._mix("", model, "out_tokens", completion_tokens, DEFAULT_STATS.out_tokens)
-        self._refresh_stats(model)
+    def learn_answer(
+        self, model: str, completion_tokens: float, prompt_tokens: float, est_tokens: float
+    ) -> ModelStats | None:
+        """What every completed answer teaches, 0 where it did not say; what is known of the model then.
 
-    def learn_correction(self, model: str, prompt_tokens: float, est_tokens: float) -> None:
-        """Real ÷ estimated prompt tokens; `est_tokens` is the estimate before any correction."""
+        The mean length of its answers; and real ÷ estimated prompt tokens, where `est_tokens` is the estimate
+        before any correction.
+        """
+        stats = self._stats.get(model)
+        out_tokens, correction = stats or DEFAULT_STATS
+        if completion_tokens > 0:
+            out_tokens = _mixed("out_tokens", completion_tokens, out_tokens)
+            self._values["", model, "out_tokens"] = out_tokens
         if prompt_tokens > 0 and est_tokens > 0:
-            self._mix("", model, "token_correction", prompt_tokens / est_tokens, 1.0)
-            self._refresh_stats(model)
+            correction = _mixed("token_correction", prompt_tokens / est_tokens, correction)
+            self._values["", model, "token_correction"] = correction
+        elif not completion_tokens > 0:
+            return stats
+        stats = self._stats[model] = ModelStats(out_tokens, correction)
+        return stats
 
     def export(self) -> list[RateRow]:
         """Every learned value."""
         return [RateRow(*key, value) for key, value in self._values.items()]
 
     def take_dirty(self) -> list[RateRow]:
-        """The values learned since the last call, to be written."""
-        rows = [RateRow(*key, self._values[key]) for key in self._dirty]
-        self._dirty.clear()
+        """The values that changed since the last call, to be written."""
+        written = self._written
+        rows = [RateRow(*key, value) for key, value in self._values.items() if written.get(key) != value]
+        written.update(self._values)
         return rows
 
     def load(self, rows: Iterable[tuple[str, str, str, float]]) -> None:
@@ -150,23 +162,26 @@ class LearnedRates:
             bounds = BOUNDS.get(quantity)
             if bounds is None or not bounds[0] <= value <= bounds[1]:
                 continue
-            self._values[node_id, model, quantity] = value
+            self._values[node_id, model, quantity] = self._written[node_id, model, quantity] = value
             if not node_id:
                 self._refresh_stats(model)
 
     def _mix(self, node_id: str, model: str, quantity: Quantity, seen: float, start: float) -> bool:
         if isnan(seen):
             return False
-        low, high = BOUNDS[quantity]
         key = (node_id, model, quantity)
-        old = self._values.get(key, start)
-        self._values[key] = old + WEIGHTS[quantity] * (min(max(seen, low), high) - old)
-        self._dirty[key] = None
+        self._values[key] = _mixed(quantity, seen, self._values.get(key, start))
         return True
 
     def _refresh_stats(self, model: str) -> None:
         value = self._values
         self._stats[model] = ModelStats(
-            out_tokens=value.get(("", model, "out_tokens"), DEFAULT_STATS.out_tokens),
-            token_correction=value.get(("", model, "token_correction"), DEFAULT_STATS.token_correction),
+            value.get(("", model, "out_tokens"), DEFAULT_STATS.out_tokens),
+            value.get(("", model, "token_correction"), DEFAULT_STATS.token_correction),
         )
+
+
+def _mixed(quantity: Quantity, seen: float, old: float) -> float:
+    low, high = BOUNDS[quantity]
+    bounded = low if seen < low else high if seen > high else seen
+    return old + WEIGHTS[quantity] * (bounded - old)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from herd.fleet.attempt import AttemptToken
 from herd.fleet.hardware import UNIFIED_GPU_RATIO, UNKNOWN_CPU, Machine
 from herd.fleet.instance import Instance
-from herd.fleet.snapshot import BusyShare, InstanceView, NodeStatus, NodeView
+from herd.fleet.snapshot import NODE_FIXED, BusyShare, InstanceView, NodeStatus, NodeView
 from herd_node.protocol import wire
 
 BUSY_TAU_S = 180.0
@@ -56,6 +56,7 @@ class Node:
         "silent",
         "status",
         "view",
+        "worked",
     )
 
     def __init__(self, beat: wire.Heartbeat, host: str, now_s: float) -> None:
@@ -85,6 +86,8 @@ class Node:
         self.probe_delay_s = FIRST_PROBE_AFTER_S
         self.refusals_s: list[float] = []
         self.view: NodeView | None = None
+        self.worked: list[Instance] = []
+        """Instances whose part of `view` is out of date in what work changes, and in nothing else."""
 
     @property
     def address(self) -> tuple[str, int]:
@@ -139,16 +142,19 @@ class Node:
         self.busy = BusyShare(value, now_s, not busy_now)
 
     def current_view(self, defaults: Mapping[str, int]) -> NodeView:
-        """What work changes is made anew; the rest only after the registry set `view` to None."""
-        if self.view is None:
-            self.view = self._make_view(defaults)
+        """What work changes is made anew; the rest only after `view` was set to None."""
+        view = self.view
+        if view is None:
+            view = self.view = self._make_view(defaults)
         else:
-            self.view = self.view._replace(
-                instances=self._instance_views(defaults),
-                busy_share=self.busy,
-                last_chosen_s=self.last_chosen_s,
-            )
-        return self.view
+            instances = view.instances
+            for instance in self.worked:
+                at = instance.place
+                instances = (*instances[:at], instance.current_view(defaults), *instances[at + 1 :])
+            work = (instances, self.busy, self.last_chosen_s)
+            view = self.view = tuple.__new__(NodeView, view[:NODE_FIXED] + work)
+        self.worked.clear()
+        return view
 
     def _make_view(self, defaults: Mapping[str, int]) -> NodeView:
         beat = self.beat
@@ -159,7 +165,6 @@ class Node:
             reason=self.reason,
             last_beat_s=self.last_beat_s,
             agent_version=beat.agent_version,
-            instances=self._instance_views(defaults),
             backends_ready={backend.id: backend.ready for backend in beat.backends},
             pressure=beat.memory.pressure or "normal",
             heat=beat.heat.state,
@@ -168,17 +173,19 @@ class Node:
             gpu_total_bytes=gpu_total,
             gpu_used_bytes=gpu_used,
             max_loaded=max_loaded(beat),
+            online_since_s=self.online_since_s,
+            instances=self._instance_views(defaults),
             busy_share=self.busy,
             last_chosen_s=self.last_chosen_s,
-            online_since_s=self.online_since_s,
         )
 
     def _instance_views(self, defaults: Mapping[str, int]) -> tuple[InstanceView, ...]:
-        views = []
+        views: list[InstanceView] = []
         for instance in self.instances.values():
             view = instance.current_view(defaults)
             # One without names is seen only while work runs in it: nothing new goes there.
             if view.names or instance.occupied:
+                instance.place = len(views)
                 views.append(view)
         return tuple(views)
 

@@ -1,74 +1,86 @@
 """From touched nodes to the next snapshot: only what changed is made anew.
 
-Keeps, beside the nodes' views, the list of holders of every model. The next snapshot costs the touched
-nodes, the models they have, and shallow copies.
+Keeps, beside the nodes' views, who lists which model, and who is online. A snapshot costs the touched nodes
+and two shallow copies, however many models they list; `snapshot.listing_of` makes the same from nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
+from herd.fleet.instance import Instance
 from herd.fleet.record import Node
-from herd.fleet.snapshot import FleetSnapshot, InstanceView, ModelStats, NodeView
+from herd.fleet.snapshot import FleetSnapshot, Listing, ModelStats, NodeView, listed_names
 
-Holder = tuple[NodeView, InstanceView]
+_Names = tuple[tuple[str, int], ...]
 
 
 class Views:
     def __init__(self) -> None:
         self._touched: dict[str, Node] = {}
         self._nodes: dict[str, NodeView] = {}
-        self._names: dict[str, list[str]] = {}
+        self._names: dict[str, _Names] = {}
         """What each node's view lists, to find what it no longer does."""
-        self._by_model: dict[str, dict[str, Holder]] = {}
-        self._holders: dict[str, tuple[Holder, ...]] = {}
+        self._listing: Listing = {}
+        self._online: set[str] = set()
 
-    def touch(self, node: Node) -> None:
+    def touch(self, node: Node, instance: Instance | None = None) -> None:
+        """The node's own facts changed, or those of an instance: which names it has, its state, its marks."""
+        if instance is not None:
+            instance.view = None
+        node.view = None
+        self._touched[node.node_id] = node
+
+    def worked(self, node: Node, instance: Instance) -> None:
+        """Work came or went, or taught us something: nothing but the last fields of both views changed."""
+        if not instance.worked:
+            instance.worked = True
+            node.worked.append(instance)
         self._touched[node.node_id] = node
 
     def snapshot(
         self,
         slots_default: Mapping[str, int],
-        *,
         remembered: Mapping[str, frozenset[str]],
         stats: Mapping[str, ModelStats],
         waiting: Mapping[str, int],
         last_sent_s: Mapping[str, float],
     ) -> FleetSnapshot:
-        changed: dict[str, None] = {}
-        for node in self._touched.values():
-            changed.update(dict.fromkeys(self._renew(node, slots_default)))
-        self._touched.clear()
-        for name in changed:
-            pairs = self._by_model[name]
-            if pairs:
-                self._holders[name] = tuple(pairs.values())
-            else:
-                del self._by_model[name], self._holders[name]
+        touched, before, worked = self._touched, self._nodes, None
+        if touched:
+            nodes = self._nodes = before.copy()  # whoever has the one before keeps it
+            only_work = True
+            for node_id, node in touched.items():
+                anew = node.view is None
+                view = nodes[node_id] = node.current_view(slots_default)
+                if anew:
+                    only_work = False
+                    self._note(view)
+            if only_work:
+                worked = (before, nodes, tuple(touched))
+            touched.clear()
+        online = bool(self._online)
         return FleetSnapshot(
-            nodes=self._nodes.copy(),
-            holders=self._holders.copy(),
-            remembered=remembered,
-            stats=stats,
-            waiting=waiting,
-            any_online=any(view.status in ("online", "degraded") for view in self._nodes.values()),
-            last_sent_s=last_sent_s,
+            self._nodes, self._listing, remembered, stats, waiting, online, last_sent_s, worked
         )
 
-    def _renew(self, node: Node, slots_default: Mapping[str, int]) -> Iterable[str]:
-        """A new view of one node; the names whose holders are others now."""
-        node_id = node.node_id
-        view = self._nodes[node_id] = node.current_view(slots_default)
-        listed = []
-        for one in view.instances:
-            holder = (view, one)
-            for name in one.names:
-                listed.append(name.canonical)
-                self._by_model.setdefault(name.canonical, {})[node_id] = holder
-        before, self._names[node_id] = self._names.get(node_id, []), listed
-        if before == listed:
-            return listed
-        gone = [name for name in before if name not in listed]
-        for canonical in gone:
-            del self._by_model[canonical][node_id]
-        return (*gone, *listed)
+    def _note(self, view: NodeView) -> None:
+        """What only a new view can change: whether it is online, and what it lists."""
+        node_id = view.node_id
+        if view.status in ("online", "degraded"):
+            self._online.add(node_id)
+        else:
+            self._online.discard(node_id)
+        before, names = self._names.get(node_id), listed_names(view)
+        if before == names:
+            return
+        self._names[node_id] = names
+        listing = dict(self._listing)
+        for name, _ in before or ():
+            listing[name] = tuple([place for place in listing[name] if place[0] != node_id])
+        for name, at in names:
+            listing[name] = (*listing.get(name, ()), (node_id, at))
+        for name, _ in before or ():
+            if not listing[name]:
+                del listing[name]
+        self._listing = listing

@@ -1,27 +1,21 @@
-"""What serving a request on a node would cost, in seconds (docs/scheduling.md §1).
+"""The formulas of docs/scheduling.md §1, each by itself: loads, residuals, victims, price, tokens.
 
-In two halves. `Standing` is all that does not depend on the request: made from a node's views, kept by
-`score.CostTable` while they stay the same. `Ask` is all that does not depend on the node. `score.rank` puts
-the two together in one multiply-add, `cost_of` does the same in parts; a test holds them equal.
+Pure functions over views. `standing` puts those together that do not depend on the request.
 """
 
 from __future__ import annotations
 
-import heapq
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from math import exp
 from typing import NamedTuple
 
-from herd.fleet.held import NOTHING_HELD, Held
 from herd.fleet.snapshot import FleetSnapshot, InstanceView, NodeView, Rates, Running
 from herd.request import InferenceRequest, PrefixMark
 from herd.scheduling.context import (
     freed_bytes,
-    is_reload,
     is_resident,
-    longest_prompt_tokens,
     others_resident,
     room_for,
 )
@@ -36,25 +30,6 @@ PREFILL_REST = 0.3
 """A prefill that takes longer than expected is expected to need this share of it still."""
 DECODE_REST = 0.35
 _NEVER_S = float("inf")
-
-
-class Cost(NamedTuple):
-    """Seconds, all ≥ 0; `total` is their sum, T of docs/scheduling.md §1."""
-
-    load: float
-    evict: float
-    queue: float
-    wait: float
-    prefill: float
-    decode: float
-    price: float
-    context: float
-    degraded: float
-    total: float
-
-
-Parts = tuple[float, float, float, float, float, float, float, float]
-"""Those of a `Cost`, without lateness and total: what is made for eight nodes a request."""
 
 
 class Ending(NamedTuple):
@@ -91,8 +66,9 @@ class FirstFree(NamedTuple):
     """At place i: the least floor of all before the i-th."""
 
     def rest_s(self, now_s: float) -> float:
-        falling = bisect_right(self.meet_s, now_s)
-        rest_s, floor_s = self.end_s[falling] - now_s, self.floor_s[falling]
+        meet_s, end_s, floors_s = self
+        falling = bisect_right(meet_s, now_s)
+        rest_s, floor_s = end_s[falling] - now_s, floors_s[falling]
         return rest_s if rest_s < floor_s else floor_s
 
 
@@ -143,19 +119,21 @@ def time_to_idle_s(instance: InstanceView, now_s: float) -> float:
     return rest + load_s(instance, now_s) if instance.state == "loading" else rest
 
 
-def busy_share(node: NodeView, policy: Policy, now_s: float) -> float:
-    """The node's EWMA of busy time, brought up to now."""
-    value, at_s, busy_now = node.busy_share
-    target = 1.0 if busy_now else 0.0
-    return target + (value - target) * exp(-max(0.0, now_s - at_s) / policy.busy_tau_s)
-
-
 def price_per_second(node: NodeView, policy: Policy, now_s: float) -> float:
     """`price` of docs/scheduling.md §1 for E = 1 s."""
-    share = min(1.0, max(0.0, busy_share(node, policy, now_s)))
-    free = node.free_share * (SERIOUS_HEAT_SHARE if node.heat == "serious" else 1.0)
-    free = min(1.0, max(MIN_FREE_SHARE, free))
-    return policy.price * share / (PRICE_POLE - share) + (1.0 / free - 1.0)
+    # 1. the EWMA of busy time, brought up to now
+    value, at_s, busy_now = node.busy_share
+    target = 1.0 if busy_now else 0.0
+    share = value if now_s <= at_s else target + (value - target) * exp((at_s - now_s) / policy.busy_tau_s)
+    share = 0.0 if share < 0.0 else 1.0 if share > 1.0 else share
+    price = policy.price * share / (PRICE_POLE - share)
+    # 2. what else needs the machine
+    free = node.free_share
+    if node.heat == "serious":
+        free *= SERIOUS_HEAT_SHARE
+    if free >= 1.0:
+        return price
+    return price + (1.0 / max(MIN_FREE_SHARE, free) - 1.0)
 
 
 def is_waited_for(instance: InstanceView, waiting: Mapping[str, int]) -> bool:
@@ -219,21 +197,20 @@ class Ask(NamedTuple):
 
 def ask_of(request: InferenceRequest, model: str, snapshot: FleetSnapshot, policy: Policy) -> Ask:
     stats = snapshot.stats.get(model)
-    correction = 1.0 if stats is None else stats.token_correction
-    out_tokens = policy.out_first_guess_tokens if stats is None else stats.out_tokens
-    if request.max_tokens is not None:
-        out_tokens = min(out_tokens, float(request.max_tokens))
+    if stats is None:
+        out_tokens, correction = policy.out_first_guess_tokens, 1.0
+    else:
+        out_tokens, correction = stats
+    most, wanted = request.max_tokens, request.wanted_context_tokens
+    if most is not None and most < out_tokens:
+        out_tokens = float(most)
     if request.route.kind == "embedding":
         out_tokens = 1.0
     tokens = request.est_tokens * correction
-    return Ask(
-        tokens=tokens,
-        correction=correction,
-        out_tokens=out_tokens,
-        context_tokens=max(tokens + out_tokens, float(request.wanted_context_tokens or 0)),
-        wanted_context_tokens=request.wanted_context_tokens,
-        prefixes=request.prefixes,
-    )
+    context = tokens + out_tokens
+    if wanted is not None and wanted > context:
+        context = float(wanted)
+    return Ask(tokens, correction, out_tokens, context, wanted, request.prefixes)
 
 
 def cached_prefix_tokens(asked: Sequence[PrefixMark], instance: InstanceView) -> float:
@@ -246,223 +223,10 @@ def cached_tokens(request: InferenceRequest, instance: InstanceView) -> float:
     return min(request.est_tokens, cached_prefix_tokens(request.prefixes, instance))
 
 
-class Line(NamedTuple):
-    """T = base_s + per_token_s · uncached + per_out_s · out + reload_s beyond a limit + wait for a slot.
-
-    All that a decision reads of a candidate, in one place: the ranking takes it apart for every node.
-    """
-
-    base_s: float
-    per_token_s: float
-    per_out_s: float
-    context_limit: float
-    reload_s: float
-    full: bool
-    longest_prompt: float
-    """Prompt tokens that a fixed context takes; infinity when it is not fixed."""
-    held: Held
-    """What a request may find in the prompt cache: nothing where the model is not loaded."""
-    step_s: float
-    late: bool
-    last_chosen_s: float
-    node_id: str
-    key: str
-
-
-class Standing(NamedTuple):
-    """How an instance stands now, for any request that would claim it after `claims` others."""
-
-    node: NodeView
-    instance: InstanceView
-    claims: int
-    slots: int
-    own: int
-    load_s: float
-    evict_s: float
-    blocked_s: float
-    """Before the load or the reload can begin: another load, a busy victim, a drain."""
-    others: int
-    batch: int
-    full: bool
-    """Hot, and no slot is free after the claims."""
-    endings: tuple[Ending, ...]
-    """What occupies the slots of a full one."""
-    first_free: FirstFree | None
-    """Full, nobody claimed it before, and each slot is taken once: the case that needs no heap."""
-    rounds: int
-    """Not hot: batches that go before."""
-    price_per_s: float
-    victims: Victims
-    node_loads_other: bool
-    needs_idle_self: bool
-    """It would have to load itself anew, while it runs something."""
-    drained: bool
-    steady: bool
-    """Nothing in it but the price changes by the clock alone."""
-    line: Line
-    """The same as coefficients."""
-
-
-def standing(
-    node: NodeView,
-    instance: InstanceView,
-    wanted_tokens: int | None,
-    waiting: Mapping[str, int],
-    policy: Policy,
-    now_s: float,
-    claims: int = 0,
-    drain_rest_s: float | None = None,
-) -> Standing:
-    """Everything of docs/scheduling.md §1 that does not depend on the request's length.
-
-    `drain_rest_s`: nothing may be sent there until a drain of the node is over, in so many seconds.
-    """
-    hot = instance.state == "hot"
-    slots = max(1, instance.slots)
-    own = taken(instance, now_s)
-    neighbours = [x for x in node.instances if x.key != instance.key]
-    others = len([x for x in neighbours if x.running])
-    batch = min(slots, own + claims + 1)
-    load = 0.0 if hot else load_s(instance, now_s)
-    out = NO_VICTIMS
-    if not is_resident(instance):
-        out = victims(node, instance, wanted_tokens, policy, now_s)
-    evict = sum([x.rates.load_warm_s * want(x, waiting, policy, now_s) for x in out.idle])
-    other_loads = [x for x in neighbours if x.state == "loading"]
-    reload_busy = own > 0 and is_reload(instance, wanted_tokens)
-    blocked = max([load_s(x, now_s) for x in other_loads]) if other_loads and not hot else 0.0
-    in_the_way = (*out.busy, instance) if reload_busy else out.busy
-    busy_rest = max([time_to_idle_s(x, now_s) for x in in_the_way]) if in_the_way else 0.0
-    blocked += busy_rest + (drain_rest_s or 0.0)
-    before = 0 if reload_busy else own
-    full = hot and before + claims >= slots
-    ends = tuple(endings(instance, now_s)) if full and before else ()
-    rounds = 0 if hot else (own + claims) // slots
-    price = price_per_second(node, policy, now_s)
-    shared = 1.0 + 2.0 * others + price + rounds
-    return Standing(
-        node=node,
-        instance=instance,
-        claims=claims,
-        slots=slots,
-        own=own,
-        load_s=load,
-        evict_s=evict,
-        blocked_s=blocked,
-        others=others,
-        batch=batch,
-        full=full,
-        endings=ends,
-        first_free=first_free(ends) if full and not claims and len(ends) == slots else None,
-        rounds=rounds,
-        price_per_s=price,
-        victims=out,
-        node_loads_other=bool(other_loads),
-        needs_idle_self=reload_busy,
-        drained=drain_rest_s is not None,
-        steady=instance.state != "loading" and not instance.settling_until_s and blocked == 0.0,
-        line=_line(node, instance, load + evict + blocked, shared, batch, full, policy),
-    )
-
-
-def _line(
-    node: NodeView,
-    instance: InstanceView,
-    before_s: float,
-    shared: float,
-    batch: int,
-    full: bool,
-    policy: Policy,
-) -> Line:
-    """`before_s`: until it can begin. `shared`: what p and d are multiplied by, apart from the batch."""
-    rates = instance.rates
-    prefill_factor = shared + (1.0 if batch > 1 else 0.0)
-    return Line(
-        base_s=before_s + PREFILL_OVERHEAD_S * prefill_factor,
-        per_token_s=prefill_factor / rates.prefill_tokens_per_s,
-        per_out_s=(shared + BATCH_SLOWDOWN * (batch - 1)) * rates.step_s,
-        context_limit=_context_limit(instance),
-        reload_s=rates.load_warm_s,
-        full=full,
-        longest_prompt=longest_prompt_tokens(instance, policy),
-        held=instance.held if is_resident(instance) else NOTHING_HELD,
-        step_s=rates.step_s,
-        late=node.status == "degraded",
-        last_chosen_s=node.last_chosen_s,
-        node_id=node.node_id,
-        key=instance.key,
-    )
-
-
-def _context_limit(instance: InstanceView) -> float:
-    """Context beyond which it must be loaded anew, or cuts; unknown or not loaded: no limit."""
-    if instance.context_tokens and is_resident(instance):
-        return float(instance.context_tokens)
-    return float("inf")
-
-
 def prefill_decode_s(rates: Rates, ask: Ask, cached: float) -> tuple[float, float]:
     """p and d. `cached` is uncorrected."""
     uncached = max(0.0, ask.tokens - cached * ask.correction)
     return PREFILL_OVERHEAD_S + uncached / rates.prefill_tokens_per_s, ask.out_tokens * rates.step_s
-
-
-def wait_for_slot_s(where: Standing, e: float, now_s: float) -> float:
-    """Hot: until a slot is free after everybody who claimed before. 0 if one is free."""
-    if where.first_free is not None:
-        return where.first_free.rest_s(now_s)
-    if not where.full:
-        return 0.0
-    rests = sorted(end.rest_s(now_s) for end in where.endings)
-    return _after_claims(rests, where.slots, where.claims, e)
-
-
-def _after_claims(rests: list[float], slots: int, claims: int, e: float) -> float:
-    """Earliest free slot after `claims` requests of `e` seconds each took theirs. `rests` ascending."""
-    heap = rests[-slots:] if len(rests) > slots else [0.0] * (slots - len(rests)) + rests
-    for _ in range(claims):
-        heapq.heapreplace(heap, heap[0] + e)
-    return heap[0]
-
-
-def parts_of(where: Standing, ask: Ask, cached: float, now_s: float) -> Parts:
-    """load, evict, queue, wait, p, d, price and context, as docs/scheduling.md §1 names them."""
-    line, batch, rates = where.line, where.batch, where.instance.rates
-    uncached = max(0.0, ask.tokens - cached * ask.correction) if cached else ask.tokens
-    p = PREFILL_OVERHEAD_S + uncached / rates.prefill_tokens_per_s
-    d = ask.out_tokens * rates.step_s
-    e = p + d
-    queue = 2.0 * e * where.others
-    if batch > 1:
-        queue = queue + d * BATCH_SLOWDOWN * (batch - 1) + p
-    wait = where.blocked_s + where.rounds * e
-    if line.full:
-        wait += wait_for_slot_s(where, e, now_s)
-    context = line.reload_s if ask.context_tokens > line.context_limit else 0.0
-    return where.load_s, where.evict_s, queue, wait, p, d, e * where.price_per_s, context
-
-
-def cost_of(where: Standing, ask: Ask, cached: float, now_s: float, degraded_s: float = 0.0) -> Cost:
-    """The parts of T, and their sum."""
-    parts = parts_of(where, ask, cached, now_s)
-    return Cost(*parts, degraded_s, sum(parts) + degraded_s)
-
-
-def cost(
-    request: InferenceRequest,
-    model: str,
-    node: NodeView,
-    instance: InstanceView,
-    snapshot: FleetSnapshot,
-    policy: Policy,
-    now_s: float,
-    claims: int = 0,
-) -> Cost:
-    """One request on one node, from nothing: for tests and for people; plans use `Standing` and `Ask`."""
-    wanted = request.wanted_context_tokens
-    where = standing(node, instance, wanted, snapshot.waiting, policy, now_s, claims)
-    ask = ask_of(request, model, snapshot, policy)
-    return cost_of(where, ask, cached_tokens(request, instance), now_s)
 
 
 def service_s(ask: Ask, instances: Iterable[tuple[InstanceView, float]]) -> float | None:

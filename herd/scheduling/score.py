@@ -8,30 +8,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
-from heapq import nsmallest
 from types import MappingProxyType
 from typing import NamedTuple
 
 from herd.fleet.snapshot import FleetSnapshot, InstanceView, NodeView
 from herd.scheduling import signals
 from herd.scheduling.context import is_resident
-from herd.scheduling.eligibility import Needs, Reason, why_not
-from herd.scheduling.estimate import (
-    Ask,
-    Cost,
+from herd.scheduling.eligibility import Needs, Reason
+from herd.scheduling.estimate import PREFILL_OVERHEAD_S, Ask, is_waited_for, prefill_decode_s, time_to_idle_s
+from herd.scheduling.policy import Policy
+from herd.scheduling.rows import CostTable, Kept
+from herd.scheduling.standing import (
+    NODE_ID_OF_LINE,
+    Line,
     Standing,
-    cost_of,
-    is_waited_for,
+    line_of,
     parts_of,
-    prefill_decode_s,
     standing,
-    time_to_idle_s,
     wait_for_slot_s,
 )
-from herd.scheduling.policy import Policy
 from herd.trace import Exclusion, ScoreCard
 
 MAX_CANDIDATES = 8
+#: When so many may be among the best, all but the best are let go of.
+MANY_CANDIDATES = 64
+_NEVER_S = float("inf")
 
 
 class Blocked(StrEnum):
@@ -85,123 +86,6 @@ def drain_rest_s(node: NodeView, instance: InstanceView, drains: DrainState, now
     return max(rests, default=0.0) + drain.load_s
 
 
-class Row(NamedTuple):
-    """What is kept of one (node, instance): a reason against it, or how it stands."""
-
-    node: NodeView
-    instance: InstanceView
-    reason: Reason | None
-    where: Standing | None
-    victims_waited: tuple[bool, ...]
-    made_s: float
-    expires_s: float
-
-
-def make_row(
-    node: NodeView,
-    instance: InstanceView,
-    needs: Needs,
-    snapshot: FleetSnapshot,
-    policy: Policy,
-    now_s: float,
-) -> Row:
-    found = why_not(node, instance, needs, policy, now_s)
-    if found is not None:
-        # Whether an offline node still beats is a matter of time too.
-        expires_s = min(found[1], now_s + policy.row_age_s)
-        return Row(node, instance, found[0], None, (), now_s, expires_s)
-    where = standing(node, instance, needs.wanted_context_tokens, snapshot.waiting, policy, now_s)
-    waited = tuple([is_waited_for(x, snapshot.waiting) for x in where.victims.idle])
-    expires_s = now_s + policy.row_age_s if where.steady else now_s
-    return Row(node, instance, None, where, waited, now_s, expires_s)
-
-
-def is_fresh(row: Row, snapshot: FleetSnapshot, now_s: float) -> bool:
-    """Whether a row of the same two views still says how things stand."""
-    if not (row.made_s <= now_s < row.expires_s or now_s == row.made_s):
-        return False
-    if not row.victims_waited or row.where is None:
-        return True
-    waiting = snapshot.waiting
-    return row.victims_waited == tuple([is_waited_for(x, waiting) for x in row.where.victims.idle])
-
-
-class _Kept(NamedTuple):
-    """The rows of one `Needs`, and for how long none of them has to be looked at."""
-
-    holders: tuple[tuple[NodeView, InstanceView], ...]
-    rows: list[Row]
-    from_s: float
-    until_s: float
-    """Equal to `from_s` if some row is fresh for other reasons than time alone."""
-
-
-def _keep(holders: tuple[tuple[NodeView, InstanceView], ...], rows: list[Row]) -> _Kept:
-    from_s = max([row.made_s for row in rows], default=0.0)
-    if any([row.victims_waited for row in rows]):
-        return _Kept(holders, rows, from_s, from_s)
-    return _Kept(holders, rows, from_s, min([row.expires_s for row in rows], default=from_s))
-
-
-class CostTable:
-    """Rows by needs. Owned by the shell and handed in; a decision without one is the same, only slower.
-
-    The one mutable thing here: a memory of what pure functions returned for the very same views. It serves
-    one policy.
-    """
-
-    def __init__(self, max_needs: int = 256) -> None:
-        self._max_needs = max_needs
-        self._kept: dict[Needs, _Kept] = {}
-
-    def __len__(self) -> int:
-        return len(self._kept)
-
-    def rows(self, needs: Needs, snapshot: FleetSnapshot, policy: Policy, now_s: float) -> list[Row]:
-        """One row a holder of the model, in the order of the snapshot.
-
-        1 nothing changed and nothing ended by time; 2 some holders changed; 3 each row is looked at.
-        """
-        kept = self._kept.get(needs)
-        holders = snapshot.holders.get(needs.model, ())
-        if kept is None or len(kept.holders) != len(holders) or not kept.from_s <= now_s < kept.until_s:
-            new = self._look_at_each(kept, needs, snapshot, policy, now_s)  # 3
-        elif kept.holders is holders:
-            return kept.rows  # 1
-        else:
-            new = _with_changed(kept, needs, snapshot, policy, now_s)  # 2
-        if kept is None and len(self._kept) >= self._max_needs:
-            # What a caller may choose freely (num_ctx) is part of the key, so the oldest goes.
-            del self._kept[next(iter(self._kept))]
-        self._kept[needs] = new
-        return new.rows
-
-    def _look_at_each(
-        self, kept: _Kept | None, needs: Needs, snapshot: FleetSnapshot, policy: Policy, now_s: float
-    ) -> _Kept:
-        holders = snapshot.holders.get(needs.model, ())
-        known = {id(row.instance): row for row in kept.rows} if kept is not None else {}
-        rows = []
-        for node, instance in holders:
-            row = known.get(id(instance))
-            if row is None or row.node is not node or not is_fresh(row, snapshot, now_s):
-                row = make_row(node, instance, needs, snapshot, policy, now_s)
-            rows.append(row)
-        return _keep(holders, rows)
-
-
-def _with_changed(kept: _Kept, needs: Needs, snapshot: FleetSnapshot, policy: Policy, now_s: float) -> _Kept:
-    """New rows for the holders that are other views than they were."""
-    holders = snapshot.holders[needs.model]
-    rows, until_s, has_victims = kept.rows.copy(), kept.until_s, False
-    for place, (old, holder) in enumerate(zip(kept.holders, holders, strict=True)):
-        if old is not holder:
-            row = rows[place] = make_row(*holder, needs, snapshot, policy, now_s)
-            has_victims = has_victims or bool(row.victims_waited)
-            until_s = min(until_s, row.expires_s)
-    return _Kept(holders, rows, now_s, now_s if has_victims else until_s)
-
-
 class Candidate(NamedTuple):
     """One eligible instance. Compared as a tuple: smaller T, then least recently chosen, then id."""
 
@@ -213,21 +97,32 @@ class Candidate(NamedTuple):
     cached: float
 
 
-_Found = tuple[float, float, str, str, Standing, float]
+Found = tuple[float, float, str, str, Standing, float]
 """A candidate while there may be a hundred of them: a plain tuple costs a fifth of a named one."""
 
 
 class Ranking(NamedTuple):
-    """Best first, eight at most; `unit` and `fastest_decode_s` are over all eligible ones."""
+    """`unit` and `fastest_decode_s` are over all eligible ones."""
 
-    best: tuple[Candidate, ...]
+    found: list[Found]
+    """Best first, eight at most."""
     excluded: tuple[Exclusion, ...]
     """Holders that were left out, by node id."""
     unit: float
     fastest_decode_s: float
 
+    @property
+    def where(self) -> Standing:
+        """How the best one stands."""
+        return self.found[0][4]
 
-NOBODY = Ranking((), (), signals.MIN_UNIT_S, 0.0)
+    @property
+    def best(self) -> Candidate:
+        return Candidate(*self.found[0])
+
+    @property
+    def candidates(self) -> list[Candidate]:
+        return [Candidate(*found) for found in self.found]
 
 
 class Moment(NamedTuple):
@@ -242,106 +137,143 @@ class Moment(NamedTuple):
 
 def rank(needs: Needs, ask: Ask, tried: frozenset[str], moment: Moment) -> Ranking:
     """Every holder of the model is either a candidate or excluded with a reason."""
-    found, excluded, fastest_step_s, some_late = _weigh(needs, ask, tried, moment)
-    excluded.sort()
+    snapshot, policy, now_s, claims, table = moment
+    kept = table.look(needs, snapshot, policy, now_s)
+    lines, excluded, fastest_step_s = kept.lines, kept.excluded, kept.fastest_step_s
+    if claims.waiting or claims.drains:
+        lines = _claimed(kept, needs, moment)
+    if tried:
+        lines = [line for line in lines if line[NODE_ID_OF_LINE] not in tried]
+        here = [Exclusion(node_id, Reason.TRIED.value) for node_id in kept.ids if node_id in tried]
+        excluded = tuple(sorted([*[x for x in excluded if x.node_id not in tried], *here]))
+    found, too_small = _weigh(lines, ask, now_s, kept.some_late)
+    if too_small:
+        excluded = tuple(sorted([*excluded, *too_small]))
+    if tried or too_small:
+        out = {x.node_id for x in excluded}
+        steps_s = [x.instance.rates.step_s for x in kept.rows if x.node.node_id not in out]
+        fastest_step_s = min(steps_s, default=0.0)
     if not found:
-        return NOBODY._replace(excluded=tuple(excluded))
-    unit = signals.unit_s(min([candidate[0] for candidate in found]))
-    if some_late:
-        found = _with_lateness(found, unit, moment.policy)
-    best = tuple([Candidate(*candidate) for candidate in nsmallest(MAX_CANDIDATES, found)])
-    return Ranking(best, tuple(excluded), unit, ask.out_tokens * fastest_step_s)
+        return Ranking(found, excluded, signals.MIN_UNIT_S, 0.0)
+    found.sort()
+    unit = signals.unit_s(found[0][0])
+    if kept.some_late:
+        found = sorted(_with_lateness(found, unit, policy))
+    return Ranking(found[:MAX_CANDIDATES], excluded, unit, ask.out_tokens * fastest_step_s)
 
 
-def _weigh(
-    needs: Needs, ask: Ask, tried: frozenset[str], moment: Moment
-) -> tuple[list[_Found], list[Exclusion], float, bool]:
-    """Candidates with their T, who is left out, the least seconds a token, and whether some beat is late.
+def _weigh(lines: list[Line], ask: Ask, now_s: float, keep_all: bool) -> tuple[list[Found], list[Exclusion]]:
+    """T of each, and whose context is too small. Unless all are kept, those that may be among the eight best.
 
     The one thing that is done for every node for every request, hence in longhand.
     """
     tokens, correction, out_tokens, context_tokens, _, prefixes = ask
-    now_s, has_claims = moment.now_s, bool(moment.claims.waiting or moment.claims.drains)
-    found: list[_Found] = []
-    excluded: list[Exclusion] = []
-    fastest_step_s, some_late = float("inf"), False
-    for row in moment.table.rows(needs, moment.snapshot, moment.policy, now_s):
-        where = row.where
-        if tried and row.node.node_id in tried:
-            excluded.append(Exclusion(row.node.node_id, Reason.TRIED.value))
-            continue
-        if where is None:
-            excluded.append(Exclusion(row.node.node_id, str(row.reason)))
-            continue
-        if has_claims:
-            where = _claimed(row, where, needs, moment)
-        base, per_token, per_out, limit, reload, full, longest, held, step_s, late, last_s, node_id, key = (
-            where.line
-        )
-        if tokens > longest:
-            excluded.append(Exclusion(node_id, Reason.CONTEXT_TOO_SMALL.value))
-            continue
+    # most prompts share their first message with others, and nothing after it
+    first, first_tokens = prefixes[0] if prefixes else (None, 0.0)
+    second = prefixes[1][0] if len(prefixes) > 1 else None
+    after_first = max(0.0, tokens - first_tokens * correction)
+    bound_s, most = _NEVER_S, _NEVER_S if keep_all else MANY_CANDIDATES
+    found: list[Found] = []
+    too_small: list[Exclusion] = []
+    for limit, free, digests, base_s, per_token_s, per_out_s, last_s, node_id, key, where in lines:
         cached, uncached = 0.0, tokens
-        if prefixes and held.digests and (cached := held.prefix_tokens(prefixes)):
-            uncached = max(0.0, tokens - cached * correction)
-        total_s = base + per_token * uncached + per_out * out_tokens
+        if first in digests:
+            cached, uncached = first_tokens, after_first
+            if second in digests:
+                cached = where.instance.held.prefix_tokens(prefixes)
+                uncached = max(0.0, tokens - cached * correction)
+        total_s = base_s + per_token_s * uncached + per_out_s * out_tokens
         if context_tokens > limit:
-            total_s += reload
-        if full:
-            free = where.first_free
-            if free is not None:
-                total_s += free.rest_s(now_s)
-            else:
-                e = sum(prefill_decode_s(where.instance.rates, ask, cached))
-                total_s += wait_for_slot_s(where, e, now_s)
+            if where.longest_prompt < tokens:
+                too_small.append(Exclusion(node_id, Reason.CONTEXT_TOO_SMALL.value))
+                continue
+            total_s += _beyond_limit_s(where, ask, cached, now_s)
+        if total_s > bound_s:
+            continue
+        if free is not None:
+            total_s += free.rest_s(now_s)
         found.append((total_s, last_s, node_id, key, where, cached))
-        if step_s < fastest_step_s:
-            fastest_step_s = step_s
-        if late:
-            some_late = True
-    return found, excluded, fastest_step_s, some_late
+        if len(found) >= most:
+            found.sort()
+            del found[MAX_CANDIDATES:]
+            bound_s = found[-1][0]
+    return found, too_small
 
 
-def _claimed(row: Row, where: Standing, needs: Needs, moment: Moment) -> Standing:
-    """How it stands for somebody who comes after those who wait."""
-    claims = moment.claims.waiting.get((row.node.node_id, row.instance.key), 0)
-    rest_s = drain_rest_s(row.node, row.instance, moment.claims.drains, moment.now_s)
-    if not claims and rest_s is None:
-        return where
+def _beyond_limit_s(where: Standing, ask: Ask, cached: float, now_s: float) -> float:
+    """What the coefficients do not say: a reload or a cut, and a slot that somebody claimed before."""
+    more_s = where.rates.load_warm_s if ask.context_tokens > where.context_limit else 0.0
+    if where.full and where.first_free is None:
+        more_s += wait_for_slot_s(where, sum(prefill_decode_s(where.rates, ask, cached)), now_s)
+    return more_s
+
+
+def _claimed(kept: Kept, needs: Needs, moment: Moment) -> list[Line]:
+    """How they stand for somebody who comes after those who wait."""
+    claims, drains = moment.claims
+    lines, at_key = kept.lines.copy(), kept.places_by_key
+    places = {at for claim in claims if (at := at_key.get(claim)) is not None}
+    if drains:
+        places.update([at for (node_id, _), at in at_key.items() if node_id in drains])
     wanted, waiting = needs.wanted_context_tokens, moment.snapshot.waiting
-    return standing(row.node, row.instance, wanted, waiting, moment.policy, moment.now_s, claims, rest_s)
+    for at in places:
+        node, instance, where = kept.rows[at][:3]
+        if where is not None:
+            count = claims.get((node.node_id, instance.key), 0)
+            rest_s = drain_rest_s(node, instance, drains, moment.now_s)
+            if count or rest_s is not None:
+                args = (node, instance, wanted, waiting, moment.policy, moment.now_s)
+                lines[kept.line_at[at]] = line_of(standing(*args, count, rest_s))
+    return lines
 
 
-def _with_lateness(found: list[_Found], unit: float, policy: Policy) -> list[_Found]:
+def _with_lateness(found: list[Found], unit: float, policy: Policy) -> list[Found]:
     """A node whose beat is late costs `degraded_points` more."""
     late_s = signals.degraded_s(unit, policy)
-    return [(x[0] + late_s, *x[1:]) if x[4].line.late else x for x in found]
-
-
-def cost_of_candidate(candidate: Candidate, ask: Ask, ranking: Ranking, policy: Policy, now_s: float) -> Cost:
-    """The parts of a candidate's T."""
-    late_s = signals.degraded_s(ranking.unit, policy) if candidate.where.line.late else 0.0
-    return cost_of(candidate.where, ask, candidate.cached, now_s, late_s)
+    return [(x[0] + late_s, *x[1:]) if x[4].late else x for x in found]
 
 
 def cards(ranking: Ranking, ask: Ask, policy: Policy, now_s: float) -> tuple[ScoreCard, ...]:
-    """The candidates' T as seven signals each, best first."""
-    unit, fastest_s = ranking.unit, ranking.fastest_decode_s
-    made = []
-    for _, _, node_id, _, where, cached in ranking.best:
-        values = signals.by_signal(parts_of(where, ask, cached, now_s), unit, fastest_s, policy)
-        made.append(ScoreCard(node_id, values, signals.total(values, where.line.late, policy)))
+    """The candidates' T as seven signals each, best first.
+
+    Eight a request, so the calm ones are done in longhand: nothing is loaded or evicted, and context is lost
+    nowhere. `by_signal` says the same for all; a test holds the two equal.
+    """
+    found, _, unit, fastest_s = ranking
+    card_of = tuple.__new__  # half of what the class's own constructor takes
+    tokens, correction, out_tokens, context_tokens, _, _ = ask
+    scale, late_points, made = policy.points / unit, policy.degraded_points, []
+    for _, _, node_id, _, where, cached in found:
+        calm = where.calm
+        if calm is None or context_tokens > calm[6]:
+            values = signals.by_signal(parts_of(where, ask, cached, now_s), unit, fastest_s, policy)
+            made.append(ScoreCard(node_id, values, signals.total(values, where.late, policy)))
+            continue
+        per_token_s, step_s, queue_p, queue_d, price, free, _, late = calm
+        uncached = max(0.0, tokens - cached * correction) if cached else tokens
+        p, d = PREFILL_OVERHEAD_S + uncached * per_token_s, out_tokens * step_s
+        queue = scale * (queue_p * p + queue_d * d)
+        wait = scale * (p + free.rest_s(now_s) if free is not None else p)
+        role = scale * (d - fastest_s)
+        trend = scale * (price * (p + d))
+        queue = 0.0 - queue if queue < 30.0 else -30.0
+        wait = 0.0 - wait if wait < 25.0 else -25.0
+        role = 15.0 - role if role < 15.0 else 0.0
+        trend = 10.0 - trend if trend < 10.0 else 0.0
+        total = 85.0 + queue + wait + role + trend
+        if late:
+            total -= late_points
+        made.append(card_of(ScoreCard, (node_id, (50.0, 20.0, queue, wait, role, trend, 15.0), total)))
     return tuple(made)
 
 
-def blocked(candidate: Candidate, snapshot: FleetSnapshot, policy: Policy, waited_s: float) -> Blocked | None:
+def blocked(where: Standing, snapshot: FleetSnapshot, policy: Policy, waited_s: float) -> Blocked | None:
     """Why the best candidate is not sent to now. The order is that of the rules in docs/scheduling.md.
 
     1 a drain keeps the node for somebody else; 2 somebody earlier claimed it; 3 no slot is free (one that is
     not loaded has a single slot); 4 guard: no load while the node loads another, none that evicts a busy one;
     5 hysteresis: none that evicts what others wait for, before the newcomer has waited itself.
     """
-    where = candidate.where
     if where.drained:
         return Blocked.DRAINED
     if where.claims > 0:

@@ -35,6 +35,14 @@ def test_names_made_from_one_weights_file_are_one_instance_and_hot_when_one_is()
     ]
 
 
+def test_what_a_backend_offers_all_its_models_can_be_asked_for():
+    backends = (backend(endpoints=("/v1/messages",)), backend("x", "openai"))
+    models = (model("a"), model("b", weights="b", capabilities=()), model("c", weights="c", backend="x"))
+    reports = merge(beat("n", *models, backends=backends))
+    words = {name.canonical: name.capabilities for one in reports.values() for name in one.facts.names}
+    assert words == {"a": {"completion", "/v1/messages"}, "b": frozenset(), "c": {"completion"}}
+
+
 def test_each_name_keeps_its_own_capabilities():
     report = only(merge(beat("n", model("a"), model("b", capabilities=("completion", "tools")))))
     assert [name.capabilities for name in report.facts.names] == [{"completion"}, {"completion", "tools"}]
@@ -275,3 +283,40 @@ def test_a_steady_stream_of_requests_has_its_own_rate(gap_s, minutes):
         now_s += gap_s
         rate = arrived(rate, now_s)
     assert rate.per_s == pytest.approx(1 / gap_s, rel=0.08)
+
+
+def test_a_load_that_we_caused_is_not_over_because_a_beat_still_tells_of_the_old_context():
+    registry = online(model(context_tokens=4096, slots=4))
+    registry.reload("attic", KEY, 8192, 1.0)
+    start(registry, 1.0)
+
+    def seen(now_s: float) -> tuple[str, int | None]:
+        view = registry.instance("attic", KEY)
+        assert registry.snapshot(now_s).nodes["attic"].instances[0] == view
+        return view.state, view.context_tokens
+
+    assert seen(1.0) == ("loading", 8192)
+    join(registry, beat("attic", model(context_tokens=4096, slots=4)), 2.0)
+    assert seen(2.0) == ("loading", 8192)
+    join(registry, beat("attic", model(context_tokens=8192, slots=4)), 3.0)
+    assert seen(3.0) == ("hot", 8192)
+    join(registry, beat("attic", model(context_tokens=4096, slots=4)), 4.0)
+    assert seen(4.0) == ("hot", 4096)  # somebody else had it loaded anew
+
+
+def test_a_load_that_we_caused_and_that_never_came_is_forgotten_with_its_request():
+    registry = online(model(context_tokens=4096))
+    registry.reload("attic", KEY, 8192, 1.0)
+    registry.abandon_attempt(start(registry, 1.0), 1.0)
+    assert registry.instance("attic", KEY).state == "warm"
+    join(registry, beat("attic", model(context_tokens=4096)), 2.0)
+    view = registry.instance("attic", KEY)
+    assert (view.state, view.context_tokens) == ("hot", 4096)
+
+
+def test_the_first_word_ends_a_load_that_we_caused():
+    registry = online(model(context_tokens=4096))
+    registry.reload("attic", KEY, 8192, 1.0)
+    registry.first_record(start(registry, 1.0), 2.0)
+    view = registry.instance("attic", KEY)
+    assert (view.state, view.context_tokens) == ("hot", 8192)

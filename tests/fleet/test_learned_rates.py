@@ -83,7 +83,7 @@ def test_a_load_counts_for_the_state_it_started_from(load_s, was, cold, warm):
 def test_output_length_starts_at_150_and_moves_by_a_twentieth():
     rates = LearnedRates()
     assert rates.stats("m") is None
-    rates.learn_output("m", 350)
+    rates.learn_answer("m", 350, 0, 0.0)
     stats = rates.stats("m")
     assert stats is not None
     assert stats.out_tokens == pytest.approx(160.0)
@@ -91,20 +91,20 @@ def test_output_length_starts_at_150_and_moves_by_a_twentieth():
 
 def test_the_token_correction_is_real_over_estimated_within_reason():
     rates = LearnedRates()
-    rates.learn_correction("m", prompt_tokens=150, est_tokens=100)
+    rates.learn_answer("m", 0, prompt_tokens=150, est_tokens=100)
     assert rates.stats("m").token_correction == pytest.approx(1.1)
-    rates.learn_correction("m", prompt_tokens=10**9, est_tokens=1)
+    rates.learn_answer("m", 0, prompt_tokens=10**9, est_tokens=1)
     assert rates.stats("m").token_correction <= 5.0
     before = rates.stats("m")
-    rates.learn_correction("m", prompt_tokens=0, est_tokens=100)
-    rates.learn_correction("m", prompt_tokens=100, est_tokens=0)
+    rates.learn_answer("m", 0, prompt_tokens=0, est_tokens=100)
+    rates.learn_answer("m", 0, prompt_tokens=100, est_tokens=0)
     assert rates.stats("m") == before
 
 
 def test_what_was_learned_survives_a_restart_and_only_news_are_dirty():
     rates = LearnedRates()
     rates.learn("n", "m", NOTHING._replace(uncached_tokens=500, prefill_s=1.0), GUESS)
-    rates.learn_output("m", 50)
+    rates.learn_answer("m", 50, 0, 0.0)
     dirty = rates.take_dirty()
     assert sorted(dirty) == sorted(rates.export())
     assert {tuple(row)[:3] for row in dirty} == {("n", "m", "prefill_tokens_per_s"), ("", "m", "out_tokens")}

@@ -1,7 +1,5 @@
 """The rows of /fleet/status, and that snapshots are made anew only where something changed."""
 
-import dataclasses
-
 from herd.fleet.registry import AttemptResult
 from herd_node.protocol import wire
 from tests.fleet.build import HOST, KEY, OLLAMA, backend, beat, fresh, join, model, online, start
@@ -94,10 +92,9 @@ def test_work_is_seen_in_the_view_and_leaves_the_rest_of_it_alone():
 def test_a_snapshot_that_somebody_holds_does_not_change():
     registry = online(model())
     held = registry.snapshot(1.0)
-    copy = dataclasses.replace(
-        held,
+    copy = held._replace(
         nodes=dict(held.nodes),
-        holders=dict(held.holders),
+        listing=dict(held.listing),
         stats=dict(held.stats),
         last_sent_s=dict(held.last_sent_s),
     )

@@ -4,7 +4,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from herd.fleet.book import DEFAULT_SLOTS
 from herd.fleet.registry import AttemptResult, Registry
+from herd.fleet.snapshot import INSTANCE_FIXED, NODE_FIXED, listing_of
 from herd_node.protocol import wire
 from tests.fleet.build import HOST, OLLAMA, beat, marks, model
 
@@ -204,6 +206,16 @@ class RegistryMachine(RuleBasedStateMachine):
         for node_id, view in self.before.nodes.items():
             assert snapshot.nodes[node_id] is view or node_id in self.touched
         assert self.registry.snapshot(self.now_s) is snapshot
+        worked = snapshot.worked
+        if worked is not None and worked[0] is self.before.nodes:
+            assert worked[1] is snapshot.nodes
+            for node_id, view in self.before.nodes.items():
+                now = snapshot.nodes[node_id]
+                assert now is view or node_id in worked[2]
+                assert now[:NODE_FIXED] == view[:NODE_FIXED]
+                assert [one[:INSTANCE_FIXED] for one in now.instances] == [
+                    one[:INSTANCE_FIXED] for one in view.instances
+                ]
         self.before, self.touched = snapshot, set()
 
     @invariant()
@@ -223,6 +235,23 @@ class RegistryMachine(RuleBasedStateMachine):
             for node, one in pairs:
                 assert snapshot.nodes[node.node_id] is node
                 assert any(each is one for each in node.instances)
+
+    @invariant()
+    def what_is_kept_is_what_would_be_made_from_nothing(self):
+        registry, snapshot = self.registry, self.registry.snapshot(self.now_s)
+        plain = listing_of(snapshot.nodes.values())
+        assert {model: set(places) for model, places in snapshot.listing.items()} == {
+            model: set(places) for model, places in plain.items()
+        }
+        assert snapshot.any_online == any(
+            view.status in ("online", "degraded") for view in snapshot.nodes.values()
+        )
+        assert snapshot.stats == registry._stats
+        for node_id, node in registry._nodes.items():
+            made = {one.key: one._make_view(DEFAULT_SLOTS) for one in node.instances.values()}
+            seen = snapshot.nodes[node_id].instances
+            assert seen == tuple(one for one in made.values() if one.names or one.taken)
+            assert snapshot.nodes[node_id] == node._make_view(DEFAULT_SLOTS)
 
     @invariant()
     def work_means_a_model_that_is_hot_or_loading(self):
