@@ -1,6 +1,7 @@
 """How much context and memory a request needs on an instance, and what room there is (docs/scheduling.md §1).
 
-Bytes and tokens only: no seconds are made here, and nothing here decides who is served.
+Also what becomes of options that would make a backend load a model anew. Bytes and tokens only: no seconds
+are made here, and nothing here decides who is served.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from herd.fleet.snapshot import InstanceView, NodeView
+from herd.request import LoadOptions
 from herd.scheduling.policy import Policy
 
 WEIGHTS_FACTOR = 1.03
@@ -110,8 +112,74 @@ def wanted_exceeds_fixed_context(instance: InstanceView, wanted_tokens: int | No
     return wanted_tokens > instance.context_tokens
 
 
-def is_reload(instance: InstanceView, wanted_tokens: int | None) -> bool:
-    """Serving `wanted_tokens` there means that the backend loads the model anew, with more context."""
-    if instance.context_fixed or not instance.context_tokens or not is_resident(instance):
+def is_reload(instance: InstanceView, wanted_tokens: int | None, policy: Policy) -> bool:
+    """Serving `wanted_tokens` there means that the backend loads the model anew, with another context.
+
+    Where the caller's number is replaced only a larger one does; where it goes on as it is, any other.
+    """
+    if instance.context_fixed or not instance.context_tokens or wanted_tokens is None:
         return False
-    return wanted_tokens is not None and wanted_tokens > instance.context_tokens
+    if not is_resident(instance):
+        return False
+    tokens = load_context_tokens(instance, wanted_tokens, policy)
+    if policy.context_protection == "strip":
+        return tokens > instance.context_tokens
+    return tokens != instance.context_tokens
+
+
+class ContextUse(NamedTuple):
+    """What becomes of a request's load-time options on the loaded model that serves it."""
+
+    reload: bool = False
+    """The backend will load the model anew for it."""
+    num_ctx: int | None = None
+    """To be written over the caller's."""
+    removed: tuple[str, ...] = ()
+    """Options that are not to reach the backend."""
+    unequal: tuple[str, ...] = ()
+    """Options that ask for another load than there is; they go on, unless they are replaced or removed."""
+
+
+AS_ASKED = ContextUse()
+
+#: What Ollama takes where neither the request nor the model says anything (docs/backends.md).
+_DEFAULTS: LoadOptions = (
+    ("num_batch", 512),
+    ("num_gpu", -1),
+    ("main_gpu", 0),
+    ("use_mmap", False),
+    ("num_thread", 0),
+    ("draft_num_predict", 4),
+)
+#: A request that says nothing of it takes it as it is.
+_LEFT_AS_IT_IS = "num_gpu"
+
+
+def context_use(
+    instance: InstanceView,
+    wanted_tokens: int | None,
+    options: LoadOptions,
+    loaded_with: LoadOptions,
+    policy: Policy,
+) -> ContextUse:
+    """`loaded_with`: the options, beside num_ctx, that it was loaded with, as far as is known.
+
+    1 only a model that is loaded can be loaded anew, and only by a backend that does so by itself;
+    2 it will be, for another context, or because it has options that the request lacks: then it is loaded as
+      the request says;
+    3 it need not be: a context that is large enough becomes the one there is, other options are removed.
+    """
+    if instance.state != "hot" or instance.backend_kind not in EVICTING_KINDS:  # 1
+        return AS_ASKED
+    protects, loaded_tokens = policy.context_protection == "strip", instance.context_tokens
+    tokens = None if wanted_tokens is None else load_context_tokens(instance, wanted_tokens, policy)
+    other_context = tokens is not None and loaded_tokens is not None and tokens != loaded_tokens
+    others = tuple([name for name, value in options if (name, value) not in loaded_with])
+    telling = [x for x in options if x not in loaded_with and x not in _DEFAULTS]
+    unequal = (*(("num_ctx",) if other_context else ()), *[name for name, _ in telling])
+    lacking = [x for x in loaded_with if x not in options and x[0] != _LEFT_AS_IT_IS]
+    reload = is_reload(instance, wanted_tokens, policy) or bool(lacking)
+    if reload or not protects:  # 2
+        return ContextUse(reload or bool(telling), unequal=unequal)
+    num_ctx = loaded_tokens if wanted_tokens is not None and wanted_tokens != loaded_tokens else None
+    return ContextUse(False, num_ctx, others, unequal)  # 3

@@ -7,7 +7,7 @@ Hold, 400 or 404. Nothing here scores.
 from __future__ import annotations
 
 from enum import IntEnum, StrEnum
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from herd.fleet.snapshot import InstanceView, ModelName, NodeView
 from herd.scheduling.context import (
@@ -21,6 +21,10 @@ from herd.scheduling.context import (
     wanted_exceeds_fixed_context,
 )
 from herd.scheduling.policy import Policy
+
+#: Ollama puts the prompt of `/v1/completions` into the model's chat template, every other server takes it as
+#: it is (docs/compatibility.md).
+Prompts = Literal["raw", "templated"]
 
 
 class Hope(IntEnum):
@@ -40,6 +44,8 @@ class Reason(StrEnum):
     """Why a node is no candidate. The words stand in traces and in `herd explain`."""
 
     TRIED = "tried"
+    NOT_PINNED = "not_pinned"
+    OTHER_PROMPTS = "other_prompts"
     OFFLINE = "offline"
     UNREACHABLE = "unreachable"
     PENDING = "pending"
@@ -66,6 +72,11 @@ class ReasonRow(NamedTuple):
 
 REASONS: dict[Reason, ReasonRow] = {
     Reason.TRIED: ReasonRow(Hope.SPENT, "the request has already failed there"),
+    Reason.NOT_PINNED: ReasonRow(Hope.NOWHERE, "the request is for another node alone"),
+    Reason.OTHER_PROMPTS: ReasonRow(
+        Hope.NEVER,
+        "the server there makes something else of a prompt: one applies a template, the other none",
+    ),
     Reason.OFFLINE: ReasonRow(Hope.NOT_NOW, "the node is offline"),
     Reason.UNREACHABLE: ReasonRow(Hope.NOT_NOW, "the node sends heartbeats but cannot be reached"),
     Reason.PENDING: ReasonRow(Hope.NOT_NOW, "the node is not approved yet"),
@@ -93,6 +104,10 @@ class Needs(NamedTuple):
     model: str
     words: frozenset[str]
     wanted_context_tokens: int | None
+    only: str | None = None
+    """The one node that may serve it."""
+    prompts: Prompts | None = None
+    """Text completions: what the server must make of a prompt; None: anything."""
 
 
 _STATUS: dict[str, Reason] = {"pending": Reason.PENDING, "draining": Reason.DRAINING}
@@ -108,6 +123,8 @@ def why_not(node: NodeView, instance: InstanceView, needs: Needs, policy: Policy
 
     A node that is offline still counts as a holder that may come back, unless it could never serve it.
     """
+    if needs.only is not None and node.node_id != needs.only:
+        return Reason.NOT_PINNED, _FOREVER
     never = _never(node, instance, needs, policy)
     if never is not None:
         return never, _FOREVER
@@ -117,6 +134,8 @@ def why_not(node: NodeView, instance: InstanceView, needs: Needs, policy: Policy
 def _never(node: NodeView, instance: InstanceView, needs: Needs, policy: Policy) -> Reason | None:
     if not has_capabilities(instance, needs):
         return Reason.CAPABILITY_MISSING
+    if needs.prompts is not None and needs.prompts != prompts_on(instance.backend_kind):
+        return Reason.OTHER_PROMPTS
     if wanted_exceeds_fixed_context(instance, needs.wanted_context_tokens):
         return Reason.CONTEXT_TOO_SMALL
     if not is_resident(instance) and is_larger_than_machine(node, instance, needs, policy):
@@ -155,6 +174,11 @@ def _instance_not_now(
     if instance.busy_until_s > now_s:
         return Reason.BUSY_MARK, instance.busy_until_s
     return None
+
+
+def prompts_on(backend_kind: str) -> Prompts:
+    """What a server makes of the prompt of `/v1/completions`."""
+    return "templated" if backend_kind == "ollama" else "raw"
 
 
 def name_of(instance: InstanceView, canonical: str) -> ModelName | None:

@@ -1,10 +1,12 @@
-"""A call that only reads (`show`): any node that has the model can answer it, without a slot. Pure."""
+"""A call that only reads (`show`, `count`): any node that can answer it may, without a slot. Pure."""
 
 from __future__ import annotations
 
 from herd.fleet.snapshot import FleetSnapshot, InstanceView, NodeView
 from herd.request import InferenceRequest
-from herd.scheduling.estimate import Cost
+from herd.scheduling.bounds import holders_of
+from herd.scheduling.eligibility import Needs, has_capabilities
+from herd.scheduling.standing import Cost
 from herd.scheduling.steps import Attempt, History
 from herd.trace import ScoreCard
 
@@ -20,10 +22,11 @@ def lookup(
     """
     for index in range(history.model_index, len(request.chain)):
         name = request.chain[index]
+        needs = Needs(name, request.needs, None)
         able = [
             (one.state != "hot", node.node_id, one)
-            for node, one in snapshot.holders.get(name, ())
-            if _answers(node, one) and node.node_id not in history.tried
+            for node, one in holders_of(name, request.only, snapshot)
+            if _answers(node, one) and node.node_id not in history.tried and has_capabilities(one, needs)
         ]
         if able:
             _, node_id, instance = min(able, key=lambda row: row[:2])

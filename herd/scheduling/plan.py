@@ -7,30 +7,30 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 
 from herd.fleet.held import NOTHING_HELD
 from herd.fleet.snapshot import FleetSnapshot, InstanceView, NodeView, Running
 from herd.request import InferenceRequest
+from herd.scheduling.bounds import may_be_replaced, needs_of
 from herd.scheduling.decide import Decision, decide
 from herd.scheduling.eligibility import Needs
-from herd.scheduling.estimate import Standing, ask_of, cached_prefix_tokens, service_s
+from herd.scheduling.estimate import ask_of, cached_prefix_tokens, service_s
 from herd.scheduling.policy import Policy
+from herd.scheduling.rows import CostTable
 from herd.scheduling.score import (
     NO_CLAIMS,
     NO_DRAINS,
     Blocked,
     Candidate,
     Claims,
-    CostTable,
     Drain,
     DrainState,
     Moment,
 )
+from herd.scheduling.standing import Standing
 from herd.scheduling.steps import (
     NEW,
     Attempt,
-    FallBack,
     History,
     Hold,
     Pull,
@@ -50,7 +50,6 @@ __all__ = [
     "CostTable",
     "Drain",
     "DrainState",
-    "FallBack",
     "History",
     "Hold",
     "Pull",
@@ -79,17 +78,21 @@ def next_step(
 
 
 def virtual_deadline(
-    request: InferenceRequest, snapshot: FleetSnapshot, policy: Policy, now_s: float
+    request: InferenceRequest,
+    snapshot: FleetSnapshot,
+    policy: Policy,
+    now_s: float,
+    table: CostTable | None = None,
 ) -> float:
     """Place in the queue: now + 5 · E_best, fixed when it first waits. It ages by itself.
 
     E_best is the least prefill and decode time over eligible nodes; over all holders while none is eligible.
     """
-    moment = Moment(snapshot, policy, now_s, NO_CLAIMS, CostTable())
+    table = CostTable() if table is None else table
     for model in request.chain:
         ask = ask_of(request, model, snapshot, policy)
-        needs = Needs(model, request.needs, request.wanted_context_tokens)
-        rows = moment.table.rows(needs, snapshot, policy, now_s)
+        needs = needs_of(request, model, NEW, snapshot)
+        rows = table.look(needs, snapshot, policy, now_s).rows
         able = [row for row in rows if row.where is not None] or rows
         e_best_s = service_s(
             ask, [(row.instance, cached_prefix_tokens(ask.prefixes, row.instance)) for row in able]
@@ -137,7 +140,7 @@ class _Queue:
     ) -> None:
         self.changes: list[tuple[str, Step]] = []
         counts = Counter(_current_model(entry) for entry in waiting)
-        self._snapshot = replace(snapshot, waiting=dict(counts))
+        self._snapshot = snapshot._replace(waiting=dict(counts))
         self._policy = policy
         self._now_s = now_s
         self._table = table
@@ -192,7 +195,7 @@ class _Queue:
                 self._left[model] += 1
                 if not entry.held:
                     self.changes.append((request_id, step))
-            case Reject() | FallBack() | Pull():
+            case Reject() | Pull():
                 self.changes.append((request_id, step))
 
     def _moment(self) -> Moment:
@@ -203,13 +206,15 @@ class _Queue:
         self._claimed[claim] = self._claimed.get(claim, 0) + 1
 
     def _is_full(self, entry: Waiting) -> bool:
-        """No holder of its model can be sent to, and the one it claimed could still serve it."""
+        """No holder of its model can be sent to, no other may serve it, and the claimed one still could."""
         request = entry.request
         if entry.claim is None or entry.claim[0] in entry.history.tried:
             return False
-        needs = Needs(_current_model(entry), request.needs, request.wanted_context_tokens)
+        if may_be_replaced(request, self._policy):
+            return False
+        needs = needs_of(request, _current_model(entry), entry.history, self._snapshot)
         if needs not in self._full:
-            rows = self._table.rows(needs, self._snapshot, self._policy, self._now_s)
+            rows = self._table.look(needs, self._snapshot, self._policy, self._now_s).rows
             standings = [row.where for row in rows if row.where is not None]
             if any(_could_send(where) for where in standings):
                 return False
@@ -229,9 +234,7 @@ class _Queue:
         )
         counts = Counter(self._snapshot.waiting)
         counts[_current_model(entry)] -= 1
-        self._snapshot = replace(
-            _with_attempt(self._snapshot, attempt, running, self._models), waiting=dict(counts)
-        )
+        self._snapshot = _with_attempt(self._snapshot, attempt, running)._replace(waiting=dict(counts))
 
     def _starving_among(self, waiting: Sequence[Waiting]) -> set[str]:
         """The oldest request of each model that had none sent for `drain_after_s`."""
@@ -291,23 +294,13 @@ def _still_needed(drains: DrainState, snapshot: FleetSnapshot, waited_for: set[s
     }
 
 
-def _with_attempt(
-    snapshot: FleetSnapshot, attempt: Attempt, running: Running, models: set[str]
-) -> FleetSnapshot:
-    """The fleet as it is once the attempt has started, as far as those `models` are concerned."""
+def _with_attempt(snapshot: FleetSnapshot, attempt: Attempt, running: Running) -> FleetSnapshot:
+    """The fleet as it is once the attempt has started."""
     node = snapshot.nodes[attempt.node_id]
-    instances = {x.key: _after_start(x, attempt, running) for x in node.instances}
-    node = node._replace(instances=tuple(instances.values()), last_chosen_s=running.started_s)
-    holders = dict(snapshot.holders)
-    for model in models & holders.keys():
-        holders[model] = tuple(
-            (node, instances[pair[1].key]) if pair[0].node_id == node.node_id else pair
-            for pair in holders[model]
-        )
-    return replace(
-        snapshot,
+    instances = tuple([_after_start(x, attempt, running) for x in node.instances])
+    node = node._replace(instances=instances, last_chosen_s=running.started_s)
+    return snapshot._replace(
         nodes={**snapshot.nodes, node.node_id: node},
-        holders=holders,
         last_sent_s={**snapshot.last_sent_s, attempt.model: running.started_s},
     )
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+ContextProtection = Literal["strip", "warn", "passthrough"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +29,8 @@ class Policy:
     wait_timeout_s: float = 300.0
     hold_timeout_s: float = 30.0
     max_attempts: int = 3
+    vram_fallback: bool = False
+    """A loaded model of the same category serves instead of a cold load (`FLEET_VRAM_FALLBACK`)."""
     memory_ceiling_ratio: float = 0.9
     """Share of RAM that models may take on a machine without GPU."""
     default_context_tokens: int = 4096
@@ -40,6 +45,8 @@ class Policy:
     """E of a request for which no node is known, for its place in the queue."""
     retry_after_s: float = 5.0
     """Retry-After where no estimate exists."""
+    context_protection: ContextProtection = "strip"
+    """What becomes of options that would make Ollama load a model anew (`FLEET_CONTEXT_PROTECTION`)."""
     row_age_s: float = 1.0
     """Kept rows are made anew after this time at the latest: the congestion price in them decays."""
 

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from herd.scheduling.estimate import Parts
 from herd.scheduling.policy import Policy
+from herd.scheduling.standing import Parts
 
 MIN_UNIT_S = 0.05
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from herd.request import InferenceRequest
-from herd.scheduling.estimate import Cost
+from herd.scheduling.context import AS_ASKED, ContextUse
+from herd.scheduling.eligibility import Prompts
+from herd.scheduling.standing import Cost
 from herd.trace import Exclusion, ScoreCard
 
 
@@ -22,6 +24,8 @@ class History(NamedTuple):
     """First model of the chain that is still allowed."""
     waited_s: float = 0.0
     held_s: float = 0.0
+    prompts: Prompts | None = None
+    """What the first server makes of the prompt of a text completion; the later ones must do the same."""
 
 
 NEW = History()
@@ -45,6 +49,10 @@ class Attempt(NamedTuple):
     out_tokens: float
     evicts: tuple[str, ...] = ()
     """Idle instances of the node that the load will push out: not hot any more from now on."""
+    context: ContextUse = AS_ASKED
+    """What becomes of options that decide how the model is loaded."""
+    stand_in: str | None = None
+    """A loaded model that the caller did not name, as its node spells it, in place of that of the chain."""
 
 
 class Wait(NamedTuple):
@@ -70,13 +78,6 @@ class Hold(NamedTuple):
     excluded: tuple[Exclusion, ...]
 
 
-class FallBack(NamedTuple):
-    """A loaded model of the same category instead of a cold load. A seam: not returned by this version."""
-
-    model: str
-    instead: str
-
-
 class Pull(NamedTuple):
     """Have a node fetch the model. A seam: not returned by this version."""
 
@@ -93,7 +94,7 @@ class Reject(NamedTuple):
     excluded: tuple[Exclusion, ...]
 
 
-Step = Attempt | Wait | Hold | FallBack | Pull | Reject
+Step = Attempt | Wait | Hold | Pull | Reject
 
 
 class Waiting(NamedTuple):

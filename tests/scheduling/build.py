@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-
 from herd.fleet.held import NOTHING_HELD, Held
 from herd.fleet.snapshot import (
     FleetSnapshot,
@@ -13,8 +11,14 @@ from herd.fleet.snapshot import (
     NodeView,
     Rates,
     Running,
+    listing_of,
 )
 from herd.request import InferenceRequest, PrefixMark
+from herd.scheduling.estimate import Ask
+from herd.scheduling.policy import DEFAULT_POLICY
+from herd.scheduling.score import Candidate, Ranking
+from herd.scheduling.signals import degraded_s
+from herd.scheduling.standing import Cost, cost_of
 from herd_node.protocol.routes import FORWARDED_BY_PATH
 
 NOW = 1000.0
@@ -59,6 +63,15 @@ def instance(
         "backend_kind": "ollama",
         "key": name,
         "slots": 1,
+        "loading_since_s": None,
+        "loading_expected_s": None,
+        "kv_bytes_per_token": None,
+        "context_tokens": None,
+        "context_train_tokens": None,
+        "context_fixed": False,
+        "members": (),
+        "bad_until_s": 0.0,
+        "busy_until_s": 0.0,
         "rates": RATES,
         "running": ran,
         "size_bytes": 4 * GB,
@@ -76,15 +89,10 @@ def node(node_id: str, *instances: InstanceView, **fields: object) -> NodeView:
 
 
 def fleet(*nodes: NodeView, **fields: object) -> FleetSnapshot:
-    holders: defaultdict[str, tuple[tuple[NodeView, InstanceView], ...]] = defaultdict(tuple)
-    for view in nodes:
-        for held in view.instances:
-            for name in held.names:
-                holders[name.canonical] += ((view, held),)
     online = any(view.status in ("online", "degraded") for view in nodes)
     given: dict[str, object] = {"any_online": online, **fields}
     by_id = {view.node_id: view for view in nodes}
-    return FleetSnapshot(nodes=by_id, holders=dict(holders), **given)  # type: ignore[arg-type]
+    return FleetSnapshot(nodes=by_id, listing=listing_of(nodes), **given)  # type: ignore[arg-type]
 
 
 def ask(*chain: str, tokens: float = 100.0, path: str = "/api/chat", **fields: object) -> InferenceRequest:
@@ -103,3 +111,9 @@ def ask(*chain: str, tokens: float = 100.0, path: str = "/api/chat", **fields: o
 
 def stats(out_tokens: float = 150.0, token_correction: float = 1.0) -> ModelStats:
     return ModelStats(out_tokens=out_tokens, token_correction=token_correction)
+
+
+def candidate_cost(candidate: Candidate, asked: Ask, ranking: Ranking) -> Cost:
+    """The parts of a candidate's T."""
+    late_s = degraded_s(ranking.unit, DEFAULT_POLICY) if candidate.where.late else 0.0
+    return cost_of(candidate.where, asked, candidate.cached, NOW, late_s)

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from hypothesis import strategies as st
 
-from herd.fleet.snapshot import ArrivalRate, BusyShare, FleetSnapshot, InstanceView, NodeView, Rates, Running
+from herd.fleet.snapshot import (
+    ArrivalRate,
+    BusyShare,
+    FleetSnapshot,
+    InstanceView,
+    NodeView,
+    Rates,
+    Running,
+    listing_of,
+)
 from herd.request import InferenceRequest, PrefixMark
 from herd.scheduling.plan import History, Waiting
-from tests.scheduling.build import GB, NOW, ask, fleet, instance, node, stats
+from tests.scheduling.build import GB, NOW, ask, fleet, holding, instance, node, stats
 
 MODELS = ("m", "n", "o")
 
@@ -81,6 +88,25 @@ def nodes(draw: st.DrawFn, node_id: str) -> NodeView:
 
 
 @st.composite
+def worked(draw: st.DrawFn, view: NodeView) -> NodeView:
+    """The same node after requests came, went, settled and taught it something; nothing else is new."""
+    after = []
+    for x in view.instances:
+        most = {"hot": x.slots + 1, "loading": 1}.get(x.state, 0)
+        work = {
+            "rates": draw(st.sampled_from((x.rates, x.rates, draw(rates)))),
+            "running": tuple(draw(st.lists(runnings(), max_size=most))),
+            "settling_until_s": (NOW + 1.0,) if x.state == "hot" and draw(st.integers(0, 9)) == 0 else (),
+            "arrival_rate": ArrivalRate(draw(st.floats(0.0, 2.0)), NOW),
+            "last_used_s": NOW - draw(ago),
+            "held": holding(*draw(st.lists(prefixes, max_size=2))) if x.state == "hot" else x.held,
+        }
+        after.append(x._replace(**work) if draw(st.booleans()) else x)
+    busy = BusyShare(draw(share), NOW - draw(ago), any(x.running for x in after))
+    return view._replace(instances=tuple(after), busy_share=busy, last_chosen_s=draw(st.floats(0.0, NOW)))
+
+
+@st.composite
 def fleets(draw: st.DrawFn, max_nodes: int = 6) -> FleetSnapshot:
     many = draw(st.integers(1, max_nodes))
     views = [draw(nodes(f"n{n}")) for n in range(many)]
@@ -115,9 +141,8 @@ def queues(draw: st.DrawFn, max_size: int = 8) -> list[Waiting]:
 
 def with_node(snapshot: FleetSnapshot, view: NodeView) -> FleetSnapshot:
     """The same fleet with one node replaced, all its other views untouched."""
-    changed = fleet(
-        *(view if old.node_id == view.node_id else old for old in snapshot.nodes.values()),
-        stats=snapshot.stats,
-        waiting=snapshot.waiting,
-    )
-    return replace(snapshot, nodes=changed.nodes, holders=changed.holders)
+    nodes = {**snapshot.nodes, view.node_id: view}
+    listing = listing_of(nodes.values())
+    if listing == snapshot.listing:
+        listing = snapshot.listing  # as the registry has it: the same until somebody lists something else
+    return snapshot._replace(nodes=nodes, listing=listing)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import NamedTuple
 
 import pytest
@@ -38,6 +37,10 @@ FAILED = History(tried=frozenset({"a"}), attempts=1)
 LARGE = instance(state="cold", size_bytes=80 * GB)
 NARROW = instance(context_fixed=True, context_tokens=50)
 BLIND = node("c", instance("n", capabilities=frozenset({"embedding"})))
+
+
+ONLY_A = ask(only="a")
+GONE_A = {"m": frozenset({"a"})}
 
 
 class Situation(NamedTuple):
@@ -84,6 +87,33 @@ SITUATIONS: dict[str, Situation] = {
     "no node is online, nobody lists the model": Situation(fleet(OFFLINE), ask("z")),
     "no node is online, nobody lists the model, held 30 s": Situation(fleet(OFFLINE), ask("z"), HELD),
     "there is no node at all": Situation(fleet()),
+    "pinned to a node that is idle, a better one is there": Situation(
+        fleet(node("a", instance(state="cold")), node("b", instance())), ONLY_A
+    ),
+    "pinned to a node that is busy, another is idle": Situation(fleet(BUSY, node("b", instance())), ONLY_A),
+    "pinned to a node that is offline, another is idle": Situation(
+        fleet(OFFLINE, node("b", instance())), ONLY_A
+    ),
+    "pinned to a node that is offline, held 30 s": Situation(
+        fleet(OFFLINE, node("b", instance())), ONLY_A, HELD
+    ),
+    "pinned to a node without the model": Situation(fleet(node("a"), node("b", instance())), ONLY_A),
+    "pinned to a node without the model, no node is online": Situation(
+        fleet(node("a", status="offline"), node("b", instance(), status="offline")), ONLY_A
+    ),
+    "pinned to a node with the next model only": Situation(
+        fleet(node("a", instance("n")), node("b", instance())), MN._replace(only="a")
+    ),
+    "pinned to a node that nobody knows": Situation(fleet(node("b", instance())), ONLY_A),
+    "pinned to a node that had the model before a restart": Situation(
+        fleet(node("b", instance()), remembered=GONE_A), ONLY_A
+    ),
+    "pinned to a node that lacks a capability, another has it": Situation(
+        fleet(node("a", instance()), node("b", instance(capabilities=TOOLS.needs))), TOOLS._replace(only="a")
+    ),
+    "pinned to a node that failed, another is idle": Situation(
+        fleet(node("a", instance()), node("b", instance())), ONLY_A, FAILED
+    ),
     "the only holder failed for this request": Situation(fleet(node("a", instance())), ask(), FAILED),
     "the only holder failed and is gone": Situation(fleet(OTHER), ask(), FAILED),
     "one holder failed, another is free": Situation(
@@ -149,16 +179,22 @@ def decide(name: str) -> Step:
         ),
         (
             "the model lacks a capability",
-            "model 'm' can not serve this request: the model there lacks what the request needs (tools)",
+            "model 'm' can not serve this request: it does not support tools",
         ),
         (
             "nobody lists the first, the second can never",
-            "model 'n' can not serve this request: the model there lacks what the request needs (completion)",
+            "model 'n' can not serve this request: it does not support completion",
         ),
         ("the holder is busy, waited 300 s", "every node that could serve model 'm' stayed busy for 300 s"),
         ("the holder is offline, held 30 s", "nobody could take model 'm' within 30 s: the node is offline"),
         ("the holder is offline", "model 'm' can not be served now: the node is offline"),
         ("there is no node at all", "model 'm' can not be served now: no node is online"),
+        ("pinned to a node without the model", "node 'a' does not have model 'm'"),
+        ("pinned to a node that nobody knows", "node 'a' is not known"),
+        (
+            "pinned to a node that lacks a capability, another has it",
+            "model 'm' can not serve this request: it does not support tools",
+        ),
     ],
 )
 def test_the_message_names_model_and_reason(name: str, message: str) -> None:
@@ -168,7 +204,7 @@ def test_the_message_names_model_and_reason(name: str, message: str) -> None:
 
 
 def test_names_stand_in_messages_as_the_caller_wrote_them() -> None:
-    request = replace(ask("m"), asked=("library/M:latest",))
+    request = ask("m")._replace(asked=("library/M:latest",))
     step = next_step(request, fleet(OTHER), NEW, DEFAULT_POLICY, NOW)
     assert isinstance(step, Reject)
     assert "'library/M:latest'" in step.message

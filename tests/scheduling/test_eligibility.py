@@ -74,6 +74,12 @@ CASES = (
     Case(None, a(instance(state="cold", bad_until_s=NOW))),
     Case("busy_mark", a(instance(busy_until_s=NOW + 2))),
     Case(None, a(instance(busy_until_s=NOW))),
+    Case("not_pinned", a(), NEEDS._replace(only="b")),
+    Case(None, a(), NEEDS._replace(only="a")),
+    Case("other_prompts", a(), NEEDS._replace(prompts="raw")),
+    Case(None, a(), NEEDS._replace(prompts="templated")),
+    Case(None, a(FIXED), NEEDS._replace(prompts="raw")),
+    Case("other_prompts", a(FIXED), NEEDS._replace(prompts="templated")),
     # What is wrong for ever is said first: nobody should wait for it.
     Case("capability_missing", a(status="offline"), TOOLS),
 )

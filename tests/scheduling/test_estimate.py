@@ -11,8 +11,9 @@ import pytest
 
 from herd.fleet.snapshot import ArrivalRate, BusyShare, FleetSnapshot, InstanceView, NodeView
 from herd.request import InferenceRequest, PrefixMark
-from herd.scheduling.estimate import cached_tokens, cost, standing, victims
+from herd.scheduling.estimate import cached_tokens, victims
 from herd.scheduling.policy import DEFAULT_POLICY
+from herd.scheduling.standing import cost, standing
 from tests.scheduling.build import GB, NOW, ask, fleet, instance, node, run, stats
 from tests.scheduling.tables import number, table
 

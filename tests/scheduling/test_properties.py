@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import pairwise
+from random import Random
 
 import pytest
 from hypothesis import assume, given, settings
@@ -13,7 +13,7 @@ from herd.fleet.snapshot import FleetSnapshot, NodeView, Running
 from herd.request import InferenceRequest
 from herd.scheduling import signals
 from herd.scheduling.eligibility import Needs, why_not
-from herd.scheduling.estimate import Ask, Cost, Ending, ask_of, first_free
+from herd.scheduling.estimate import Ask, Ending, ask_of, first_free
 from herd.scheduling.plan import (
     NEW,
     Attempt,
@@ -29,9 +29,11 @@ from herd.scheduling.plan import (
     plan_queue,
 )
 from herd.scheduling.policy import DEFAULT_POLICY
-from herd.scheduling.score import NO_CLAIMS, Candidate, Moment, Ranking, cards, cost_of_candidate, rank
-from tests.scheduling.build import NOW, RATES, ask, fleet, instance, node, run
-from tests.scheduling.strategies import fleets, nodes, queues, requests, runnings, with_node
+from herd.scheduling.rows import make_row, next_row
+from herd.scheduling.score import NO_CLAIMS, Candidate, Moment, Ranking, cards, rank
+from herd.scheduling.standing import Cost, after_work, cost, parts_of
+from tests.scheduling.build import NOW, RATES, ask, candidate_cost, fleet, instance, node, run
+from tests.scheduling.strategies import fleets, nodes, queues, requests, runnings, with_node, worked
 
 pytestmark = pytest.mark.slow
 
@@ -68,7 +70,7 @@ def test_the_order_of_totals_is_that_of_total_times_when_no_signal_clips(
     request: InferenceRequest, snapshot: FleetSnapshot
 ) -> None:
     asked, ranking = look(request, snapshot)
-    costs = [cost_of_candidate(x, asked, ranking, DEFAULT_POLICY, NOW) for x in ranking.best]
+    costs = [candidate_cost(x, asked, ranking) for x in ranking.candidates]
     made = zip(costs, cards(ranking, asked, DEFAULT_POLICY, NOW), strict=True)
     unclipped = [(cost.total, card.total) for cost, card in made if not is_clipped(card.by_signal)]
     for (sooner_s, better), (later_s, worse) in pairwise(unclipped):
@@ -100,7 +102,7 @@ def test_every_signal_stays_in_its_range(cost: Cost, unit: float, fastest_s: flo
 
 
 def place(ranking: Ranking, node_id: str) -> int:
-    return [x.node_id for x in ranking.best].index(node_id)
+    return [x.node_id for x in ranking.candidates].index(node_id)
 
 
 @FEW
@@ -109,8 +111,8 @@ def test_a_waiting_claim_never_raises_the_rank_of_its_node(
     request: InferenceRequest, snapshot: FleetSnapshot, before: int, data: st.DataObject
 ) -> None:
     _, ranking = look(request, snapshot)
-    assume(ranking.best)
-    chosen = data.draw(st.sampled_from(ranking.best))
+    assume(ranking.candidates)
+    chosen = data.draw(st.sampled_from(ranking.candidates))
     key = (chosen.node_id, chosen.instance_key)
     _, fewer = look(request, snapshot, Claims({key: before}))
     _, more = look(request, snapshot, Claims({key: before + 1}))
@@ -130,7 +132,7 @@ def test_a_free_node_never_loses_to_an_equal_busy_one(
         node_id="free", instances=(held._replace(node_id="free", running=()), *others), **equal
     )
     _, ranking = look(request, fleet(busy, idle))
-    assert [x.node_id for x in ranking.best] == ["free", "busy"]
+    assert [x.node_id for x in ranking.candidates] == ["free", "busy"]
 
 
 @FEW
@@ -180,8 +182,8 @@ def test_the_multiply_add_is_the_sum_of_the_parts(
 ) -> None:
     keys = {(view.node_id, held.key): claims for view in snapshot.nodes.values() for held in view.instances}
     asked, ranking = look(request, snapshot, Claims(keys))
-    for candidate in ranking.best:
-        cost = cost_of_candidate(candidate, asked, ranking, DEFAULT_POLICY, NOW)
+    for candidate in ranking.candidates:
+        cost = candidate_cost(candidate, asked, ranking)
         assert cost.total == pytest.approx(candidate.total_s)
         assert cost.total == pytest.approx(sum(cost[:-1]))
         assert min(cost) >= 0
@@ -210,7 +212,123 @@ def test_a_decision_is_the_same_with_kept_rows_and_without(
         changed = data.draw(st.sampled_from(sorted(snapshot.nodes)))
         snapshot = with_node(snapshot, data.draw(nodes(changed)))
         waiting = data.draw(st.dictionaries(st.sampled_from(["m", "n"]), st.integers(0, 1)))
-        snapshot = replace(snapshot, waiting=waiting)
+        snapshot = snapshot._replace(waiting=waiting)
+
+
+@FEW
+@given(fleets(), st.lists(requests(), min_size=2, max_size=6), st.data())
+def test_a_decision_is_the_same_with_kept_rows_after_work_came_and_went(
+    snapshot: FleetSnapshot, asked: list[InferenceRequest], data: st.DataObject
+) -> None:
+    """What happens between most decisions: views differ in what work changes, and in nothing else.
+
+    Some snapshots say so, some do not, and some say so of nodes that nobody has seen.
+    """
+    table = CostTable()
+    for request in asked:
+        kept = next_step(request, snapshot, NEW, DEFAULT_POLICY, NOW, table=table)
+        assert kept == next_step(request, snapshot, NEW, DEFAULT_POLICY, NOW)
+        before, changed = snapshot.nodes, data.draw(st.sets(st.sampled_from(sorted(snapshot.nodes))))
+        for node_id in changed:
+            snapshot = with_node(snapshot, data.draw(worked(snapshot.nodes[node_id])))
+        told = data.draw(st.sampled_from((before, {}, None)))
+        said = None if told is None else (told, snapshot.nodes, tuple(changed))
+        snapshot = snapshot._replace(worked=said)
+
+
+@FEW
+@given(nodes("a"), requests(), st.data(), st.dictionaries(st.sampled_from(["m", "n"]), st.integers(0, 1)))
+def test_a_row_after_work_is_the_row_made_from_nothing(
+    view: NodeView, request: InferenceRequest, data: st.DataObject, waiting: dict[str, int]
+) -> None:
+    snapshot, after = fleet(view, waiting=waiting), data.draw(worked(view))
+    later_s = NOW + data.draw(st.floats(0.0, 0.9))
+    for name, place in [(name.canonical, at) for at, x in enumerate(view.instances) for name in x.names]:
+        needs = Needs(name, request.needs, request.wanted_context_tokens)
+        row = make_row(view, view.instances[place], needs, snapshot, DEFAULT_POLICY, NOW)
+        plain = make_row(after, after.instances[place], needs, snapshot, DEFAULT_POLICY, later_s)
+        for known in (False, True):
+            args = (after, after.instances[place], needs, snapshot, DEFAULT_POLICY, later_s, known)
+            assert next_row(row, *args) == plain
+        if row.plain and row.where is not None and not after.instances[place].settling_until_s:
+            quick = after_work(row.where, after, after.instances[place], DEFAULT_POLICY, later_s)
+            assert quick == (plain.where, plain.line)
+
+
+@FEW
+@given(requests(), fleets(), st.integers(0, 3))
+def test_cards_are_the_signals_of_the_parts(
+    request: InferenceRequest, snapshot: FleetSnapshot, claims: int
+) -> None:
+    keys = {(view.node_id, held.key): claims for view in snapshot.nodes.values() for held in view.instances}
+    asked, ranking = look(request, snapshot, Claims(keys))
+    made = cards(ranking, asked, DEFAULT_POLICY, NOW)
+    for x, card in zip(ranking.candidates, made, strict=True):
+        parts = parts_of(x.where, asked, x.cached, NOW)
+        values = signals.by_signal(parts, ranking.unit, ranking.fastest_decode_s, DEFAULT_POLICY)
+        assert card.node_id == x.node_id
+        assert card.by_signal == pytest.approx(values, abs=1e-9)
+        assert card.total == pytest.approx(signals.total(values, x.where.late, DEFAULT_POLICY), abs=1e-9)
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("count", [63, 64, 65, 300])
+def test_the_eight_best_of_many_are_those_of_all_in_order(count: int, late: bool) -> None:
+    chance = Random(count)
+    views = []
+    for n in range(count):
+        rates = RATES._replace(step_s=chance.choice((0.01, 0.02, chance.uniform(0.01, 0.05))))
+        held = instance(rates=rates, running=chance.choice((0, 0, 1, 2)), slots=2)
+        status = "degraded" if late and chance.random() < 0.3 else "online"
+        views.append(node(f"n{n:03}", held, status=status, last_chosen_s=chance.choice((0.0, 5.0))))
+    snapshot = fleet(*views)
+    _, ranking = look(ask(), snapshot)
+
+    def seconds_of(view: NodeView) -> Cost:
+        return cost(ask(), "m", view, view.instances[0], snapshot, DEFAULT_POLICY, NOW)
+
+    found = [(view, seconds_of(view)) for view in views]
+    unit = min(seconds.total for _, seconds in found)
+    late_s = signals.degraded_s(unit, DEFAULT_POLICY)
+    totals = [
+        (seconds.total + (late_s if view.status == "degraded" else 0.0), view.last_chosen_s, view.node_id)
+        for view, seconds in found
+    ]
+    assert ranking.unit == pytest.approx(unit)
+    assert ranking.fastest_decode_s == pytest.approx(min(seconds.decode for _, seconds in found))
+    best = sorted((round(total_s, 9), last_s, node_id) for total_s, last_s, node_id in totals)[:8]
+    assert [(round(x.total_s, 9), x.last_chosen_s, x.node_id) for x in ranking.candidates] == best
+
+
+def test_claims_find_another_weights_file_under_the_same_name() -> None:
+    table = CostTable()
+    before = node("a", instance("m", key="old", slots=2))
+    after = before._replace(instances=(instance("m", key="new", slots=2)._replace(node_id="a"),))
+    snapshot = fleet(before)
+    next_step(ask(), snapshot, NEW, DEFAULT_POLICY, NOW, table=table)
+    snapshot, claims = with_node(snapshot, after), Claims({("a", "new"): 1})
+    kept = next_step(ask(), snapshot, NEW, DEFAULT_POLICY, NOW, claims, table)
+    assert isinstance(kept, Wait)
+    assert kept == next_step(ask(), snapshot, NEW, DEFAULT_POLICY, NOW, claims)
+
+
+def test_who_does_not_list_a_model_is_told_again_when_somebody_comes_or_goes() -> None:
+    table = CostTable()
+    a, b = node("a", instance("m")), node("b", instance("n"))
+    one = fleet(a, b)
+
+    def absent(snapshot: FleetSnapshot, model: str) -> list[tuple[str, str]]:
+        return [tuple(x) for x in table.absent(model, snapshot)]
+
+    assert absent(one, "m") == [("b", "model_absent")]
+    assert absent(one, "n") == [("a", "model_absent")]
+    assert absent(fleet(a, b, node("c", instance("n"))), "m") == [
+        ("b", "model_absent"),
+        ("c", "model_absent"),
+    ]
+    assert absent(fleet(a, node("b", instance("m"))), "m") == []
+    back = one._replace(remembered={"m": frozenset({"z", "a"})})
+    assert absent(back, "m") == [("z", "offline"), ("b", "model_absent")]
 
 
 @FEW
@@ -262,7 +380,7 @@ def test_what_runs_by_the_clock_is_exact_in_kept_rows(view: NodeView) -> None:
         fresh = moment._replace(table=CostTable())
         asked = ask_of(ask(), "m", snapshot, DEFAULT_POLICY)
         needs = Needs("m", frozenset(), None)
-        kept_s, exact_s = (rank(needs, asked, frozenset(), x).best[0].total_s for x in (moment, fresh))
+        kept_s, exact_s = (rank(needs, asked, frozenset(), x).candidates[0].total_s for x in (moment, fresh))
         assert kept_s == exact_s
 
 

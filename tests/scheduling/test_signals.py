@@ -7,11 +7,13 @@ import pytest
 from herd.fleet.snapshot import BusyShare, NodeView
 from herd.scheduling import signals
 from herd.scheduling.eligibility import Needs
-from herd.scheduling.estimate import Cost, ask_of
+from herd.scheduling.estimate import ask_of
 from herd.scheduling.policy import DEFAULT_POLICY, Policy
-from herd.scheduling.score import NO_CLAIMS, CostTable, Moment, cards, cost_of_candidate, rank
+from herd.scheduling.rows import CostTable
+from herd.scheduling.score import NO_CLAIMS, Moment, cards, rank
+from herd.scheduling.standing import Cost
 from herd.trace import SIGNALS
-from tests.scheduling.build import NOW, RATES, ask, fleet, instance, node
+from tests.scheduling.build import NOW, RATES, ask, candidate_cost, fleet, instance, node
 from tests.scheduling.tables import number, table
 
 NODES: tuple[NodeView, ...] = (
@@ -37,8 +39,8 @@ def test_signals_are_those_of_the_page(row: dict[str, str]) -> None:
     request = ask()
     asked = ask_of(request, "m", snapshot, DEFAULT_POLICY)
     ranking = rank(Needs("m", request.needs, None), asked, frozenset(), moment)
-    candidate = next(x for x in ranking.best if x.node_id == view.node_id)
-    cost = cost_of_candidate(candidate, asked, ranking, DEFAULT_POLICY, NOW)
+    candidate = next(x for x in ranking.candidates if x.node_id == view.node_id)
+    cost = candidate_cost(candidate, asked, ranking)
     card = next(x for x in cards(ranking, asked, DEFAULT_POLICY, NOW) if x.node_id == view.node_id)
     expected = {name: number(row[name]) for name in SIGNALS}
     assert dict(zip(SIGNALS, card.by_signal, strict=True)) == pytest.approx(expected, abs=6e-3)
