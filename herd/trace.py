@@ -58,9 +58,6 @@ class Trace(NamedTuple):
     client_request_id: str | None = None
     node_id: str | None = None
     score: float | None = None
-    card: ScoreCard | None = None
-    candidates: tuple[ScoreCard, ...] = ()
-    excluded: tuple[Exclusion, ...] = ()
     latency_ms: float | None = None
     time_to_first_token_ms: float | None = None
     queue_ms: float | None = None
@@ -68,12 +65,15 @@ class Trace(NamedTuple):
     cached_tokens: int | None = None
     completion_tokens: int | None = None
     retry_count: int = 0
-    fallback_used: bool = False
     client_ip: str | None = None
     principal: str | None = None
     user: str | None = None
     error_message: str | None = None
     finish_reason: str | None = None
     estimated_tokens: float | None = None
-    tags: tuple[str, ...] = ()
     agent_version: str | None = None
+    fallback_used: bool = False
+    card: ScoreCard | None = None
+    candidates: tuple[ScoreCard, ...] = ()
+    excluded: tuple[Exclusion, ...] = ()
+    tags: tuple[str, ...] = ()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sqlite3
+from collections.abc import Iterable
 from typing import Any
 
+from herd.store.traces import as_listed, row_of, write_rows
 from herd.trace import Exclusion, ScoreCard, Trace
 
 WALL_S = 1_790_000_000.0
@@ -58,6 +61,16 @@ def started(request_id: str = "a" * 24, attempt: int = 1, **fields: Any) -> Trac
         finish_reason=None,
     )
     return row._replace(**fields)
+
+
+def as_row(made: Trace) -> dict[str, object]:
+    """What `list_traces` gives for it."""
+    return as_listed(row_of(made))
+
+
+def write_batch(connection: sqlite3.Connection, made: Iterable[Trace]) -> None:
+    """What the trace writer does with a batch."""
+    write_rows(connection, [row_of(one) for one in made])
 
 
 def model(name: str, state: str = "cold", **fields: Any) -> dict[str, Any]:

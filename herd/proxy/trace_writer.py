@@ -1,9 +1,9 @@
-"""From values to rows, off the hot path: one queue in memory, one writer, batches.
+"""From values to rows, beside the requests: one queue in memory, one writer, batches.
 
-A request puts its trace here and goes on; it never waits, never sees an error of the database, and
-serialises nothing. What is queued is keyed by attempt, so a start whose end comes before its batch is written
-becomes one row, ended; its Trace need never be made (`put_start`). The queue is bounded: with the database
-away for long, starts go before ends.
+A request puts its trace here and goes on; it never waits and never sees an error of the database. What is
+queued is keyed by attempt, so a start whose end comes before its batch is written becomes one row, ended; its
+Trace need never be made (`put_start`). An end is made a row at once: its cards are at hand then, and need not
+live until the batch. The queue is bounded: with the database away for long, starts go before ends.
 
 Durability (docs/traces.md): a row is handed to SQLite at most 100 ms after `put`, which leaves 150 ms of the
 promised 250 for the commit. `close` writes everything.
@@ -14,14 +14,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import chain, islice
+from itertools import islice
 from typing import Final
 
 from herd.store import traces
 from herd.store.database import Database
+from herd.store.traces import Row
 from herd.trace import Trace
 from herd_node.runtime.clock import Clock
 
@@ -32,7 +33,7 @@ Job = Callable[[sqlite3.Connection], object]
 Start = Callable[[], Trace]
 _Key = tuple[str, int]
 
-BATCH_ROWS: Final = 256
+BATCH_ROWS: Final = 512
 BATCH_WAIT_S: Final = 0.1
 RETRY_S: Final = 5.0
 MAX_QUEUED: Final = 10_000
@@ -46,10 +47,11 @@ class TraceWriter:
     def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database
         self._clock = clock
-        self._started: OrderedDict[_Key, Trace | Start] = OrderedDict()
-        self._ended: OrderedDict[_Key, Trace] = OrderedDict()
+        self._started: dict[_Key, Start] = {}
+        self._ended: dict[_Key, Row] = {}
+        self._taken: dict[_Key, Row] = {}  # ends in the database's hands; they are queued until it says so
         self._jobs: deque[Job] = deque(maxlen=MAX_JOBS)
-        self._recent: OrderedDict[_Key, Trace | Start] = OrderedDict()
+        self._recent: deque[Row] = deque(maxlen=RECENT_ROWS)  # the last that were written
         self._filled = asyncio.Event()
         self._writing = asyncio.Lock()
         self._written = 0
@@ -61,18 +63,18 @@ class TraceWriter:
         if trace.status == "started":
             self.put_start(trace.request_id, trace.attempt, lambda: trace)
             return
-        key = (trace.request_id, trace.attempt)
-        self._remember(key, trace)
+        key = trace[:2]
         self._started.pop(key, None)
-        self._ended[key] = trace
-        self._queue_grew()
+        row = self._row(trace)
+        if row is not None:
+            self._ended[key] = row
+            self._queue_grew()
 
     def put_start(self, request_id: str, attempt: int, start: Start) -> None:
         """Queue a start as what makes its row; most are replaced by their end and never called."""
         key = (request_id, attempt)
-        if key in self._ended:  # a row that has ended stays ended
+        if key in self._ended or key in self._taken:  # a row that has ended stays ended
             return
-        self._remember(key, start)
         self._started[key] = start
         self._queue_grew()
 
@@ -91,10 +93,8 @@ class TraceWriter:
     async def flush(self) -> bool:
         """Write what is queued now. False when the database did not take it: it stays queued."""
         async with self._writing:
-            batches = -(-self._queued() // BATCH_ROWS)
-            for _ in range(batches):
-                if not await self._write_batch():
-                    return False
+            if not await self._write_traces():
+                return False
             for _ in range(len(self._jobs)):
                 if not await self._write_job():
                     return False
@@ -119,12 +119,14 @@ class TraceWriter:
         return self.recent(limit, request_id)
 
     def recent(self, limit: int, request_id: str | None = None) -> list[dict[str, object]]:
-        """The newest of the last 1,000 attempts of this run, from memory, in the form of `list_traces`."""
-        wanted = [
-            _made(row) for key, row in self._recent.items() if request_id is None or key[0] == request_id
-        ]
-        newest = sorted(wanted, key=lambda t: (t.timestamp, t.attempt), reverse=True)
-        return [traces.as_row(trace) for trace in newest[: max(0, limit)]]
+        """The newest 1,000 rows of this run, from memory, in the form of `list_traces`."""
+        rows = {traces.key_of(row): row for row in self._recent}
+        rows |= self._taken
+        rows |= self._ended
+        rows |= {key: row for key, _, row in self._starts(request_id)}
+        newest = traces.newest_first(rows.values())[:RECENT_ROWS]
+        wanted = [row for row in newest if request_id is None or traces.key_of(row)[0] == request_id]
+        return [traces.as_listed(row) for row in wanted[: max(0, limit)]]
 
     def stats(self) -> dict[str, int | str | None]:
         """Counters since the start, and the error that stands now, if any."""
@@ -136,35 +138,69 @@ class TraceWriter:
         }
 
     def _queued(self) -> int:
-        return len(self._started) + len(self._ended)
+        return len(self._started) + len(self._ended) + len(self._taken)
 
     def _queue_grew(self) -> None:
-        if len(self._started) + len(self._ended) > MAX_QUEUED:
+        queued = len(self._started) + len(self._ended) + len(self._taken)
+        if queued <= 1:  # while more is queued it has been set
+            self._filled.set()
+        elif queued > MAX_QUEUED:
             self._drop_one()
-        self._filled.set()
-
-    def _remember(self, key: _Key, row: Trace | Start) -> None:
-        self._recent[key] = row
-        if len(self._recent) > RECENT_ROWS:
-            self._recent.popitem(last=False)
 
     def _drop_one(self) -> None:
-        (self._started or self._ended).popitem(last=False)
+        rows = self._started or self._ended
+        del rows[next(iter(rows))]
         self._dropped += 1
 
-    async def _write_batch(self) -> bool:
-        # Rows stay queued until they are written: a failure needs no way back, and an end that comes
-        # meanwhile simply takes the place of its start. Ends first: they are worth more.
-        batch = list(islice(chain(self._ended.items(), self._started.items()), BATCH_ROWS))
-        rows = [_made(row) for _, row in batch]
-        if not await self._attempt(partial(traces.write_batch, rows=rows), rows):
-            return False
-        for key, row in batch:
-            if self._ended.get(key) is row:
-                del self._ended[key]
-            elif self._started.get(key) is row:
+    def _row(self, trace: Trace) -> Row | None:
+        try:
+            return traces.row_of(trace)
+        except Exception:
+            self._dropped += 1
+            logger.exception("trace row %s/%d is given up", trace.request_id, trace.attempt)
+            return None
+
+    def _starts(self, request_id: str | None = None) -> list[tuple[_Key, Start, Row]]:
+        """The starts that wait to be written, made rows; of one request, if it is given."""
+        made = []
+        for key, start in list(self._started.items()):
+            if request_id is not None and key[0] != request_id:
+                continue
+            row = self._row(start())
+            if row is None:
                 del self._started[key]
-        return True
+            else:
+                made.append((key, start, row))
+        return made
+
+    async def _write_traces(self) -> bool:
+        starts = self._starts()
+        self._taken, self._ended = self._ended, {}
+        # Ends first: they are worth more.
+        rows = [*self._taken.values(), *(row for _, _, row in starts)]
+        done = 0
+        try:
+            while done < len(rows):
+                batch = rows[done : done + BATCH_ROWS]
+                if not await self._attempt(partial(traces.write_rows, rows=batch), batch):
+                    return False
+                done += len(batch)
+                self._recent.extend(batch)
+            return True
+        finally:
+            self._settle(starts, done)
+
+    def _settle(self, starts: Sequence[tuple[_Key, Start, Row]], done: int) -> None:
+        """So many rows are the database's now. The rest is queued as before, what came since behind it."""
+        for key, start, _ in starts[: max(0, done - len(self._taken))]:
+            if self._started.get(key) is start:  # else it has ended meanwhile
+                del self._started[key]
+        left = dict(islice(self._taken.items(), done, None))
+        self._taken = {}
+        if left:
+            self._ended = left | self._ended
+            while self._queued() > MAX_QUEUED:
+                self._drop_one()
 
     async def _write_job(self) -> bool:
         job = self._jobs[0]
@@ -174,7 +210,7 @@ class TraceWriter:
             self._jobs.popleft()
         return True
 
-    async def _attempt(self, job: Job, rows: Sequence[Trace]) -> bool:
+    async def _attempt(self, job: Job, rows: Sequence[Row]) -> bool:
         """False when the database is away, so that everything is kept and tried again."""
         try:
             await self._database.write(job)
@@ -192,18 +228,18 @@ class TraceWriter:
         self._recovered()
         return True
 
-    async def _salvage(self, rows: Sequence[Trace]) -> bool:
+    async def _salvage(self, rows: Sequence[Row]) -> bool:
         """One row that SQLite cannot take spoils its batch: write the others, count that one as dropped."""
         for row in rows:
             try:
-                await self._database.write(partial(traces.write_batch, rows=[row]))
+                await self._database.write(partial(traces.write_rows, rows=[row]))
                 self._written += 1
             except Exception as error:
                 if _database_away(error):
                     self._failed(error)
                     return False
                 self._dropped += 1
-                logger.exception("trace row %s/%d is given up", row.request_id, row.attempt)
+                logger.exception("trace row %s/%d is given up", *traces.key_of(row))
         self._recovered()
         return True
 
@@ -216,10 +252,6 @@ class TraceWriter:
         if self._last_error is not None:
             logger.warning("the database takes rows again; %d were dropped meanwhile", self._dropped)
             self._last_error = None
-
-
-def _made(row: Trace | Start) -> Trace:
-    return row if isinstance(row, Trace) else row()
 
 
 def _database_away(error: Exception) -> bool:

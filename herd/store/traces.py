@@ -1,20 +1,19 @@
 """`request_traces`: attempts in, attempts out. The columns are a contract (docs/traces.md).
 
-Serialising happens here, on the writer's thread, never where a request is served. Nothing here may keep
-prompt text: a trace has none, and no column would take it.
+What this costs is paid once an attempt, so `row_of` and `write_rows` are in longhand (docs/decisions/0015).
+Nothing here may keep prompt text: a trace has none, and no column would take it.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Mapping, Sequence
-from itertools import chain
+from collections.abc import Iterable, Sequence
 from operator import itemgetter
-from typing import Final
+from typing import Final, cast
 
 import orjson
 
-from herd.trace import SIGNALS, ScoreCard, Trace
+from herd.trace import ScoreCard, Trace
 
 #: In the order of the table.
 COLUMNS: Final = (
@@ -55,11 +54,17 @@ MAX_CANDIDATES: Final = 8
 MAX_EXCLUDED: Final = 64
 MAX_LISTED: Final = 1_000
 
-#: Columns that are fields of the trace as they stand; in the statement they come before the JSON columns.
-_PLAIN: Final = tuple(name for name in COLUMNS if name in Trace._fields and name not in JSON_COLUMNS)
-_plain: Final = itemgetter(*map(Trace._fields.index, _PLAIN))
-#: SQLite itself allows more; this bounds the memory of the prepared statements.
-_MAX_STATEMENT_ROWS: Final = 128
+#: An attempt as it is bound to the statement, in `_ORDER`. None may stand in it, a bool may not.
+Row = tuple[object, ...]
+
+#: So many fields of a trace are columns as they stand; what follows takes another form.
+_PLAIN_COUNT: Final = Trace._fields.index("fallback_used")
+_ORDER: Final = (*Trace._fields[:_PLAIN_COUNT], "fallback_used", *JSON_COLUMNS)
+_when: Final = itemgetter(_ORDER.index("timestamp"), _ORDER.index("attempt"))
+#: Rows a statement: few sizes, so that each is prepared once and kept; more would only cost memory.
+_STATEMENT_ROWS: Final = (64, 8, 1)
+#: SQLite stores NaN as NULL. Binding None costs six times as much: sqlite3 looks for an adapter first.
+_NULL: Final = float("nan")
 
 
 def _upsert(rows: int) -> str:
@@ -70,17 +75,13 @@ def _upsert(rows: int) -> str:
     values = f"({', '.join('?' * len(COLUMNS))})"
     changes = (f"{name} = excluded.{name}" for name in COLUMNS if name not in ("request_id", "attempt"))
     return f"""
-INSERT INTO request_traces ({", ".join(_PLAIN + JSON_COLUMNS)}) VALUES {", ".join([values] * rows)}
+INSERT INTO request_traces ({", ".join(_ORDER)}) VALUES {", ".join([values] * rows)}
 ON CONFLICT (request_id, attempt) DO UPDATE SET {", ".join(changes)}
 WHERE excluded.status <> 'started' OR request_traces.status = 'started'
 """
 
 
-#: Of few sizes, so that each is prepared once and kept: the powers of two.
-_UPSERTS: Final = {
-    1 << power: _upsert(1 << power) for power in reversed(range(_MAX_STATEMENT_ROWS.bit_length()))
-}
-
+_UPSERTS: Final = {rows: _upsert(rows) for rows in _STATEMENT_ROWS}
 _NEWEST: Final = (
     f"SELECT {', '.join(COLUMNS)} FROM request_traces ORDER BY timestamp DESC, attempt DESC LIMIT ?"
 )
@@ -94,7 +95,7 @@ DELETE FROM request_traces WHERE rowid IN (
 """
 
 
-def write_batch(connection: sqlite3.Connection, rows: Sequence[Trace]) -> None:
+def write_rows(connection: sqlite3.Connection, rows: Sequence[Row]) -> None:
     """Write the rows inside the caller's transaction. An end replaces its start, row for row."""
     allowed = connection.getlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER) // len(COLUMNS)
     done = 0
@@ -102,8 +103,8 @@ def write_batch(connection: sqlite3.Connection, rows: Sequence[Trace]) -> None:
         if size > allowed:
             continue
         while len(rows) - done >= size:
-            some = rows[done : done + size]
-            connection.execute(statement, tuple(chain.from_iterable(map(_values, some))))
+            values = [_NULL if x is None else x for row in rows[done : done + size] for x in row]
+            connection.execute(statement, values)
             done += size
 
 
@@ -139,39 +140,55 @@ def prune(connection: sqlite3.Connection, before_wall_s: float, at_most: int = 5
     return count
 
 
-def as_row(trace: Trace) -> dict[str, object]:
-    """The same dictionary that `list_traces` gives for the row, made without a database."""
-    row: dict[str, object] = {name: getattr(trace, name, None) for name in COLUMNS}
-    row["scores_breakdown"] = None if trace.card is None else _breakdown(trace.card)
-    row["candidates"] = [[card.node_id, card.total, list(card.by_signal)] for card in _best(trace)]
-    row["excluded_nodes"] = _excluded(trace)
-    row["tags"] = list(trace.tags)
-    return row
-
-
-def _values(trace: Trace) -> tuple[object, ...]:
-    """`_PLAIN`, then `JSON_COLUMNS`."""
-    card, candidates, excluded, tags = trace.card, _best(trace), trace.excluded, trace.tags
-    plain: tuple[object, ...] = _plain(trace)
-    return (
-        *plain,
-        None if card is None else orjson.dumps(_breakdown(card)).decode(),
-        orjson.dumps([(card.node_id, card.total, card.by_signal) for card in candidates]).decode(),
-        orjson.dumps(_excluded(trace)).decode() if excluded else "{}",
+def row_of(trace: Trace) -> Row:
+    """What is written of the trace; from here on it keeps no cards alive."""
+    card, excluded, tags = trace.card, trace.excluded, trace.tags
+    cards = [(card.node_id, card.total, card.by_signal) for card in trace.candidates[:MAX_CANDIDATES]]
+    if card is None:
+        breakdown, listed = None, orjson.dumps(cards).decode()
+    else:
+        # One text, cut in two: the breakdown holds numbers alone, so the first brace that closes is its own.
+        text = orjson.dumps((_breakdown(card), cards)).decode()
+        cut = text.index("}") + 1
+        breakdown, listed = text[1:cut], text[cut + 1 : -1]
+    left_out = {out.node_id: out.reason for out in excluded[:MAX_EXCLUDED]} if excluded else None
+    last = (
+        1 if trace.fallback_used else 0,
+        breakdown,
+        listed,
+        orjson.dumps(left_out).decode() if left_out else "{}",
         orjson.dumps(tags).decode() if tags else "[]",
     )
+    return trace[:_PLAIN_COUNT] + last
+
+
+def key_of(row: Row) -> tuple[str, int]:
+    """Request and attempt: what makes a row the same row."""
+    return cast("tuple[str, int]", row[:2])
+
+
+def newest_first(rows: Iterable[Row]) -> list[Row]:
+    """In the order of `list_traces`."""
+    return sorted(rows, key=_when, reverse=True)
+
+
+def as_listed(row: Row) -> dict[str, object]:
+    """The same dictionary that `list_traces` gives for the row, made without a database."""
+    by_name = dict(zip(_ORDER, row, strict=True))
+    return _decoded({name: by_name[name] for name in COLUMNS})
 
 
 def _breakdown(card: ScoreCard) -> dict[str, float]:
-    return dict(zip(SIGNALS, card.by_signal, strict=True))
-
-
-def _best(trace: Trace) -> Sequence[ScoreCard]:
-    return trace.candidates[:MAX_CANDIDATES]
-
-
-def _excluded(trace: Trace) -> Mapping[str, str]:
-    return {exclusion.node_id: exclusion.reason for exclusion in trace.excluded[:MAX_EXCLUDED]}
+    thermal, memory, queue, wait, role, trend, context = card.by_signal
+    return {  # the order of SIGNALS, as a test says: in longhand it costs half
+        "thermal": thermal,
+        "memory_fit": memory,
+        "queue_depth": queue,
+        "wait_time": wait,
+        "role_affinity": role,
+        "availability_trend": trend,
+        "context_fit": context,
+    }
 
 
 def _decoded(row: dict[str, object]) -> dict[str, object]:

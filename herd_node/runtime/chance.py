@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import secrets
+from collections.abc import Callable
 
 
 def new_hex(n_bytes: int) -> str:
@@ -11,19 +12,23 @@ def new_hex(n_bytes: int) -> str:
     return secrets.token_hex(n_bytes)
 
 
-class HexSource:
-    """`new_hex` for one identifier a request: chance is drawn for many of them in one system call."""
+class RisingHex:
+    """24 hex digits for one identifier a request: 10 of time, 14 of chance, drawn many at once.
 
-    def __init__(self, n_bytes: int, at_once: int = 256) -> None:
-        self._digits = 2 * n_bytes
+    They rise with time, so that a table keyed by them grows at its end and not all over. They say when they
+    were drawn, not when they were handed out.
+    """
+
+    def __init__(self, wall_s: Callable[[], float], at_once: int = 256) -> None:
+        self._wall_s = wall_s
         self._at_once = at_once
         self._drawn: list[str] = []
 
     def __call__(self) -> str:
         if not self._drawn:
-            digits = self._digits
-            text = new_hex(digits // 2 * self._at_once)
-            self._drawn = [text[at : at + digits] for at in range(0, len(text), digits)]
+            time = f"{int(self._wall_s() * 256) & 0xFF_FFFF_FFFF:010x}"
+            text = new_hex(7 * self._at_once)
+            self._drawn = sorted([time + text[at : at + 14] for at in range(0, len(text), 14)], reverse=True)
         return self._drawn.pop()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from herd.dialects import Ending
@@ -17,8 +16,7 @@ from tests.fleet.build import model, online, start
 from tests.proxy.room_kit import cost, request
 
 CARD = ScoreCard("attic", (50.0,) * 7, 110.0)
-REQUEST = replace(
-    request("r1", "Llama3:8B", "other"),
+REQUEST = request("r1", "Llama3:8B", "other")._replace(
     arrival_s=100.0,
     arrival_wall_s=5000.0,
     principal=Principal("lan", "10.0.0.9", "10.0.0.9"),
@@ -33,7 +31,7 @@ def sent(*, cold: bool = False, model_index: int = 0) -> Sent:
     step = Attempt(
         "attic",
         "key",
-        "llama3:8b",
+        REQUEST.chain[model_index],
         model_index,
         CARD,
         (CARD,),
@@ -63,6 +61,13 @@ def test_a_started_row_has_the_choice_and_no_end():
     assert (row.fallback_used, row.retry_count) == (False, 1)
     assert (row.client_request_id, row.user, row.tags) == ("theirs", "anna", ("a",))
     assert (row.client_ip, row.principal) == ("10.0.0.9", "lan")
+
+
+def test_a_row_of_a_stand_in_says_what_served_and_what_was_asked_for():
+    one = sent()
+    one = one._replace(step=one.step._replace(model="loaded:8b", stand_in="Loaded:8b"))
+    row = row_of(one, "started", 101.5)
+    assert (row.model, row.original_model, row.fallback_used) == ("loaded:8b", "Llama3:8B", True)
 
 
 def test_a_start_can_be_made_later():

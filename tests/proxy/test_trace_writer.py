@@ -17,10 +17,10 @@ from herd.proxy import trace_writer
 from herd.proxy.trace_writer import TraceWriter
 from herd.store.database import Database
 from herd.store.rates import load_rates, save_rates
-from herd.store.traces import as_row, list_traces
+from herd.store.traces import list_traces
 from herd.trace import Trace
 from herd_node.runtime.clock import ManualClock
-from tests.samples import WALL_S, started, trace
+from tests.samples import WALL_S, as_row, started, trace
 
 
 def name(i: int) -> str:
@@ -135,6 +135,50 @@ async def test_an_end_that_comes_while_its_start_is_being_written_is_not_lost(
     assert [row["status"] for row in (await rows_of(db)).values()] == ["completed"]
 
 
+async def test_a_row_that_changes_while_it_is_being_written_is_written_again(
+    writer: TraceWriter, db: Database
+) -> None:
+    writer.put(trace(status="retried"))
+    async with asyncio.TaskGroup() as group:
+        group.create_task(writer.flush())
+        await asyncio.sleep(0)  # with the database's thread now
+        writer.put(trace(status="failed"))
+    await writer.flush()
+    assert [row["status"] for row in (await rows_of(db)).values()] == ["failed"]
+
+
+async def test_what_a_cancelled_write_held_is_written_by_close(writer: TraceWriter, db: Database) -> None:
+    writer.put(trace())
+    writer.put(started("b" * 24))
+    flush = asyncio.get_running_loop().create_task(writer.flush())
+    await asyncio.sleep(0)
+    flush.cancel()
+    await asyncio.wait([flush])
+    assert writer.stats()["queue"] == 2
+    await writer.close()
+    assert len(await rows_of(db)) == 2
+
+
+async def test_what_was_written_is_also_remembered(writer: TraceWriter) -> None:
+    writer.put(started())
+    await writer.flush()
+    writer.put(trace())
+    await writer.flush()
+    assert writer.recent(9) == [as_row(trace())]
+
+
+async def test_a_trace_that_cannot_be_made_a_row_is_given_up_and_disturbs_nobody(
+    writer: TraceWriter, db: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    writer.put(started("b" * 24, tags=("\ud800",)))
+    writer.put(trace("c" * 24, tags=("\ud800",)))
+    writer.put(trace())
+    assert await writer.flush()
+    assert {request_id for request_id, _ in await rows_of(db)} == {"a" * 24}
+    assert writer.stats() == {"written": 1, "dropped": 2, "queue": 0, "last_error": None}
+    assert [record.levelname for record in caplog.records] == ["ERROR", "ERROR"]
+
+
 async def test_close_writes_everything_also_after_run_was_cancelled(
     writer: TraceWriter, db: Database, clock: ManualClock
 ) -> None:
@@ -202,8 +246,27 @@ async def test_a_full_queue_drops_the_oldest_starts_first(
     assert list(writer._started) == [(name(11), 1)]
     writer.put(trace(name(3)))
     writer.put(trace(name(4)))
-    assert [key for key, _ in writer._ended] == [name(1), name(2), name(3), name(4)]
+    assert [request_id for request_id, _ in writer._ended] == [name(1), name(2), name(3), name(4)]
     assert writer.stats()["dropped"] == 3
+
+
+async def test_what_a_failed_write_gives_back_keeps_the_queue_within_its_bound(
+    writer: TraceWriter, db: Database, locked: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await impatient(db)
+    monkeypatch.setattr(trace_writer, "MAX_QUEUED", 4)
+    for i in range(4):
+        writer.put(trace(name(i)))
+    async with asyncio.TaskGroup() as group:
+        flush = group.create_task(writer.flush())
+        await asyncio.sleep(0)
+        writer.put(trace(name(4)))  # five now: the newest goes, the others are out of reach
+        assert writer.stats()["queue"] == 4
+    assert not flush.result()
+    assert [request_id for request_id, _ in writer._ended] == [name(i) for i in range(4)]
+    locked.close()
+    assert await writer.flush()
+    assert len(await rows_of(db)) == 4
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sqlite3
 import stat
@@ -14,9 +15,17 @@ from pathlib import Path
 import pytest
 
 from herd.store import database
-from herd.store.database import Database, DatabaseUnusable, Migration, migrate, open_read_only
-from herd.store.traces import list_traces, write_batch
-from tests.samples import WALL_S, trace
+from herd.store.database import (
+    PAGE_BYTES,
+    Database,
+    DatabaseUnusable,
+    Migration,
+    migrate,
+    migrations,
+    open_read_only,
+)
+from herd.store.traces import list_traces
+from tests.samples import WALL_S, trace, write_batch
 
 
 @pytest.fixture
@@ -53,7 +62,24 @@ async def test_the_pragmas_are_those_of_the_durability_page(db: Database) -> Non
         "trusted_schema": 0,
     }
     assert await db.write(lambda conn: pragma(conn, "synchronous")) == 1  # NORMAL
+    assert await db.write(lambda conn: pragma(conn, "temp_store")) == 2  # MEMORY
     assert db.notice is None
+
+
+async def test_a_file_with_other_pages_is_used_as_it_is(path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as older:
+        older.execute("PRAGMA page_size = 4096")
+        older.execute("PRAGMA journal_mode = WAL")
+        migrate(older, migrations())
+    db = Database.open(path, WALL_S)
+    await db.write(lambda conn: write_batch(conn, [trace()]))
+    assert await db.read(lambda conn: pragma(conn, "page_size")) == 4096
+    assert len(await db.read(lambda conn: list_traces(conn, 10, None))) == 1
+    assert db.notice is None
+    await db.close()
+    newer = Database.open(path.with_name("newer.db"), WALL_S)
+    assert await newer.write(lambda conn: pragma(conn, "page_size")) == PAGE_BYTES
+    await newer.close()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX modes")
@@ -216,8 +242,7 @@ def test_what_a_killed_router_left_in_its_log_can_be_read_and_is_kept(path: Path
     program = (
         "import os, sys, pathlib\n"
         "from herd.store.database import Database\n"
-        "from herd.store.traces import write_batch\n"
-        "from tests.samples import trace\n"
+        "from tests.samples import trace, write_batch\n"
         "db = Database.open(pathlib.Path(sys.argv[1]), 0.0)\n"
         "db.write_now(lambda conn: write_batch(conn, [trace()]))\n"
         "os._exit(9)\n"

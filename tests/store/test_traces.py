@@ -17,14 +17,12 @@ from herd.store.rates import load_rates, save_rates
 from herd.store.reports import latencies
 from herd.store.traces import (
     COLUMNS,
-    as_row,
     list_traces,
     mark_interrupted,
     prune,
-    write_batch,
 )
 from herd.trace import SIGNALS, Exclusion, ScoreCard, Trace
-from tests.samples import WALL_S, started, trace
+from tests.samples import WALL_S, as_row, started, trace, write_batch
 
 LAST = (
     "SELECT request_id, model, node_id, score, scores_breakdown FROM request_traces"
@@ -75,6 +73,24 @@ def test_a_row_reads_as_it_was_put(conn: sqlite3.Connection) -> None:
     assert row["excluded_nodes"] == {"laptop": "offline"}
     assert row["tags"] == ["home"]
     assert row["fallback_used"] is False
+
+
+def test_what_is_not_known_is_null_in_the_file(conn: sqlite3.Connection) -> None:
+    write_batch(conn, [trace(user=None, cached_tokens=None, score=None, card=None)])
+    kinds = (
+        "typeof(user), typeof(cached_tokens), typeof(score), typeof(scores_breakdown), typeof(fallback_used)"
+    )
+    (row,) = conn.execute(f"SELECT {kinds} FROM request_traces").fetchall()
+    assert row == ("null", "null", "null", "null", "integer")
+
+
+def test_a_breakdown_stands_in_the_order_of_the_signals(conn: sqlite3.Connection) -> None:
+    card = ScoreCard("}", (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0), 28.0)
+    write_batch(conn, [trace(card=card, candidates=(card,))])
+    (row,) = list_traces(conn, 10, None)
+    assert isinstance(row["scores_breakdown"], dict)
+    assert list(row["scores_breakdown"].items()) == list(zip(SIGNALS, card.by_signal, strict=True))
+    assert row["candidates"] == [["}", 28.0, [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]]]
 
 
 def test_a_row_without_a_choice_has_no_breakdown(conn: sqlite3.Connection) -> None:
