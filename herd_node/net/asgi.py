@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from contextvars import ContextVar
 
 from herd_node.net.discard import Message, Receive, Send, discard_body
@@ -73,7 +73,10 @@ class AsgiExchange:
         return next((value for key, value in self.headers if key == name), None)
 
     async def read_body(self, limit_bytes: int) -> bytes:
-        pieces: list[bytes] = []
+        pieces = [piece async for piece in self.pieces(limit_bytes)]
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    async def pieces(self, limit_bytes: int) -> AsyncIterator[bytes]:
         size_bytes, more = 0, True
         while more:
             self._refused = max(size_bytes, self.content_length or 0) > limit_bytes
@@ -83,10 +86,11 @@ class AsgiExchange:
             if message["type"] == "http.disconnect":
                 self.gone = True
                 raise ClientGone("the client left before its request was complete")
-            pieces.append(message.get("body", b""))
-            size_bytes += len(pieces[-1])
+            piece: bytes = message.get("body", b"")
+            size_bytes += len(piece)
             more = message.get("more_body", False) or size_bytes > limit_bytes
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            if size_bytes <= limit_bytes:
+                yield piece
 
     def on_gone(self, callback: Callable[[], None]) -> None:
         if self.gone:
@@ -120,6 +124,9 @@ class AsgiExchange:
     async def send(self, chunk: bytes) -> None:
         self._check()
         await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
+
+    def push(self, chunk: bytes) -> bool:
+        return False  # ASGI's send is awaited
 
     async def finish(self, chunk: bytes = b"") -> None:
         self._check()

@@ -7,7 +7,7 @@ binding's handler calls.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Protocol
 
 Headers = Sequence[tuple[bytes, bytes]]
@@ -32,7 +32,8 @@ class BodyTooLarge(ExchangeError):
 class Exchange(Protocol):
     """Request head and body in; head, chunks and end out.
 
-    Order: `read_body` (at most once), `on_gone`, then `start`, `send`…, `finish`, or `respond`, or `abort`.
+    Order: `read_body` or `pieces` (at most once), `on_gone`, then `start`, `send` or `push`…, `finish`, or
+    `respond`, or `abort`.
     """
 
     method: str
@@ -56,10 +57,13 @@ class Exchange(Protocol):
     async def read_body(self, limit_bytes: int) -> bytes:
         """The whole body. Raises BodyTooLarge, without reading on, and ClientGone."""
 
+    def pieces(self, limit_bytes: int) -> AsyncIterator[bytes]:
+        """The body as it comes, for what may be too large to be kept. Raises as `read_body` does."""
+
     def on_gone(self, callback: Callable[[], None]) -> None:
         """Call back once when the client leaves before the response has ended; at once if it already has.
 
-        Only after `read_body`.
+        Only after the body was read.
         """
 
     async def start(self, status: int, headers: Headers) -> None:
@@ -67,6 +71,10 @@ class Exchange(Protocol):
 
     async def send(self, chunk: bytes) -> None:
         """Send a piece of the body; waits while the client is slow. Raises ClientGone."""
+
+    def push(self, chunk: bytes) -> bool:
+        """Send a piece of the body here and now. False: that cannot be done (the client is slow or has left,
+        or the binding has to wait), nothing was sent, `send` it."""
 
     async def finish(self, chunk: bytes = b"") -> None:
         """End the body properly, after a last piece."""

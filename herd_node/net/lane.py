@@ -77,6 +77,8 @@ class _Lane(HttpToolsProtocol):
         super().connection_lost(exc)
         if self._latest is not None:
             self._latest.leave()
+            # They hold each other: else only the garbage collector would free them.
+            self.cycle = self._latest = self._taking = None  # type: ignore[assignment]
 
     def _plain_length(self) -> int | None:
         """The length of the body if this is a request for the lane."""

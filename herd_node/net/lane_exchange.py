@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from herd_node.net.chunked import chunk_of
 from herd_node.net.exchange import BodyTooLarge, ClientGone, ExchangeError, Handler, Headers
 
 _log = logging.getLogger(__name__)
@@ -123,6 +124,9 @@ class LaneExchange:
         pieces, self._pieces = self._pieces, []
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
+    async def pieces(self, limit_bytes: int) -> AsyncIterator[bytes]:
+        yield await self.read_body(limit_bytes)  # the lane takes no body that may not be kept
+
     def on_gone(self, callback: Callable[[], None]) -> None:
         if self.gone:
             callback()
@@ -172,8 +176,16 @@ class LaneExchange:
         if self._left_bytes is not None:
             self._count(chunk)
         elif chunk and self._chunks:
-            chunk = b"%x\r\n%b\r\n" % (len(chunk), chunk)
+            chunk = chunk_of(chunk)
         self._write(chunk)
+
+    def push(self, chunk: bytes) -> bool:
+        lane = self._lane
+        if not self._open or lane.flow.write_paused or self._head or self._left_bytes is not None:
+            return False
+        if chunk:
+            lane.transport.write(chunk_of(chunk) if self._chunks else chunk)
+        return True
 
     async def finish(self, chunk: bytes = b"") -> None:
         if not self._open or self._lane.flow.write_paused:
@@ -183,7 +195,7 @@ class LaneExchange:
             if self._left_bytes:
                 raise ExchangeError("the answer is shorter than its content-length")
         elif self._chunks:
-            chunk = b"%x\r\n%b\r\n0\r\n\r\n" % (len(chunk), chunk) if chunk else b"0\r\n\r\n"
+            chunk = chunk_of(chunk) + b"0\r\n\r\n" if chunk else b"0\r\n\r\n"
         self._write(chunk)
         self._end()
 

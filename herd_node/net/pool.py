@@ -29,6 +29,7 @@ from herd_node.net.upstream import (
     Upstream,
     UpstreamCut,
 )
+from herd_node.protocol.forms import Body
 
 __all__ = [
     "BadResponse",
@@ -78,7 +79,7 @@ class Pool:
         method: str,
         target: str,
         headers: Callable[[], Headers],
-        body: bytes,
+        body: Body,
         *,
         head_timeout_s: float | None = None,
         reuse: bool = True,

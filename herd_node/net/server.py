@@ -21,6 +21,8 @@ from typing import Any
 
 import uvicorn
 
+from herd_node.net import acceptor
+
 KEEP_ALIVE_S = 75
 _BACKLOG = 2048
 _PORT_TRIES = 32
@@ -77,6 +79,7 @@ class QuietServer(uvicorn.Server):
         self._hold = hold
         self._signals_seen = 0
         self._wake = asyncio.Event()
+        self._acceptors: list[acceptor.Acceptor] = []
 
     def stop(self) -> None:
         """Close the sockets, let what runs finish within the graceful time, return from `serve()`."""
@@ -94,8 +97,23 @@ class QuietServer(uvicorn.Server):
         try:
             await super().serve(sockets)
         finally:
+            for door in self._acceptors:
+                door.abort()
             for sock in sockets or ():
                 sock.close()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        if sockets is None or not acceptor.is_needed():
+            await super().startup(sockets)
+            return
+        await super().startup([])
+        self._acceptors = [acceptor.Acceptor(sock, self._connection) for sock in sockets]
+
+    def _connection(self) -> asyncio.Protocol:
+        """As uvicorn's own servers make it."""
+        return self.config.http_protocol_class(  # type: ignore[call-arg]
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
 
     async def main_loop(self) -> None:
         """uvicorn looks ten times a second whether to stop; here `stop` says so, and once a second is enough
@@ -106,6 +124,8 @@ class QuietServer(uvicorn.Server):
                     await self._wake.wait()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for door in self._acceptors:
+            await door.close()  # all who are in are told to finish
         await super().shutdown(sockets)
         # Python 3.12 waits in `Server.wait_closed` for connections too: none may be left when we return.
         for connection in list(self.server_state.connections):

@@ -1,7 +1,8 @@
 """One connection to an upstream and one answer that comes over it. The hot path: bytes, llhttp, one future.
 
 A connection belongs to a `Pool` (`herd_node.net.pool`), which decides whether it is used again; here is what
-happens on the wire. Never half-closes: Ollama takes that for a hang-up.
+happens on the wire. Never half-closes: Ollama takes that for a hang-up. A body is read (`Upstream.read`) or
+piped: then each read of the socket is handed on inside its own callback, without a future or a task step.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from typing import NamedTuple, Protocol, cast
 
 import httptools
 
+from herd_node.net.chunked import whole_chunks
 from herd_node.net.exchange import Headers
+from herd_node.protocol.forms import Body
 
 _ONE_WRITE_BYTES = 64 * 1024
 """A body up to here is joined to the head: one write, one segment. A longer one is not copied."""
@@ -82,7 +85,7 @@ class Origin(NamedTuple):
 
 
 class Upstream:
-    """One answer: its head is there, its body is pulled. `close()` it in a `finally`, whatever happened.
+    """One answer: its head is there, its body is to come. `close()` it in a `finally`, whatever happened.
 
     Reading is paused while more than the pool's `max_buffer_bytes` wait to be read. A task that is cancelled
     while it waits here cuts the connection.
@@ -96,6 +99,8 @@ class Upstream:
         "_max_buffer_bytes",
         "_paused",
         "_pieces",
+        "_push",
+        "_refused",
         "_waiter",
         "ended",
         "headers",
@@ -121,8 +126,11 @@ class Upstream:
         self._paused = False
         self.ended = False
         """The body has come to its proper end (all of it may not have been read yet)."""
-        self._error: PoolError | None = None
+        self._error: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self._push: Callable[[bytes], bool] | None = None
+        """Set while the body is piped and all that came has been taken."""
+        self._refused = False
 
     def header(self, name: bytes) -> bytes | None:
         """The first value of a header; `name` in lower case."""
@@ -147,6 +155,28 @@ class Upstream:
         if self._error is not None:
             raise self._error
         return b""
+
+    async def pipe(self, push: Callable[[bytes], bool]) -> bool:
+        """Give all that comes to `push`, once a read of the socket and inside its callback.
+
+        True: `push` returned False; it keeps that piece, what follows waits for the next `read` or `pipe`.
+        False: the proper end of the body. Raises what `push` raised, and UpstreamCut, after everything that
+        came before the cut has been pushed.
+        """
+        while True:
+            if self._pieces and not push(self._take()):
+                return True
+            if self._error is not None:
+                raise self._error
+            if self.ended:
+                return False
+            self._push, self._refused = push, False
+            try:
+                await self._wait(None)
+            finally:
+                self._push = None
+            if self._refused:
+                return True
 
     async def read_all(self, limit_bytes: int) -> bytes:
         """The whole body; BadResponse if it is longer."""
@@ -224,6 +254,27 @@ class Upstream:
         if self._buffered_bytes > self._max_buffer_bytes and not self._paused and connection is not None:
             self._paused = True
             connection.pause_reading()
+        if self._push is None:
+            self._wake()
+
+    def was_parsed(self) -> None:
+        """The parser has taken apart one read of the socket, piece by piece."""
+        if self._push is not None and self._pieces:
+            self.was_read(self._take())
+
+    def was_read(self, piece: bytes) -> None:
+        """All that one read of the socket held: it goes on at once if somebody pipes."""
+        push = self._push
+        if push is None:
+            self.body(piece)
+            return
+        try:
+            if push(piece):
+                return
+            self._refused = True
+        except Exception as error:  # noqa: BLE001 - a callback's error belongs to the task that pipes
+            self._error = error
+        self._push = None
         self._wake()
 
     def end(self) -> None:
@@ -252,6 +303,7 @@ class Connection(asyncio.Protocol):
     """One socket and its parser: idle (`upstream` is None) or busy with one exchange."""
 
     __slots__ = (
+        "_between_chunks",
         "_head_bytes",
         "_host",
         "_interim",
@@ -280,6 +332,8 @@ class Connection(asyncio.Protocol):
         self._host = origin.host_header()
         self._parser = httptools.HttpResponseParser(self)
         self._lost: asyncio.Future[None] | None = None
+        self._between_chunks = False
+        """The parser has taken a whole chunk and nothing behind it."""
         self._head_bytes = 0
         self._interim = False
         self._no_body = False
@@ -293,18 +347,18 @@ class Connection(asyncio.Protocol):
         method: str,
         target: str,
         headers: Callable[[], Headers],
-        body: bytes,
+        body: Body,
         head_timeout_s: float | None,
     ) -> Upstream:
         """Write one request and wait for the head of its answer."""
         upstream = self.upstream = Upstream(self, self._loop, self._pool.max_buffer_bytes)
-        self.answered = self._interim = False
+        self.answered = self._interim = self._between_chunks = False
         self._head_bytes = 0
         self._no_body = method == "HEAD"
         try:
             head = self._head(method, target, headers(), len(body))
             if len(body) <= _ONE_WRITE_BYTES:
-                self._transport.write(head + body)
+                self._transport.write(head + body[:])  # of bytes this is the object itself
             else:
                 self._transport.write(head)
                 self._unsent = memoryview(body)
@@ -391,6 +445,12 @@ class Connection(asyncio.Protocol):
         if upstream is None or upstream.ended:
             self.abort()  # nobody asked for this, and it must not be taken for the answer to what comes next
             return
+        if self._between_chunks and (piece := whole_chunks(data)):
+            upstream.was_read(piece)
+        else:
+            self._parse(upstream, data)
+
+    def _parse(self, upstream: Upstream, data: bytes) -> None:
         self.answered = True
         try:
             self._parser.feed_data(data)
@@ -402,10 +462,13 @@ class Connection(asyncio.Protocol):
         except httptools.HttpParserUpgrade:
             self._misframed("it changed the protocol")
         else:
+            # a size line that has begun and not ended is told by nobody
+            self._between_chunks = self._between_chunks and data.endswith(b"\r\n")
             if not upstream.status:
                 self._head_bytes += len(data)
                 if self._head_bytes > self._pool.max_head_bytes:
                     self._misframed("its head is too large")
+            upstream.was_parsed()
 
     def eof_received(self) -> bool:
         self._ended_by_peer(None)
@@ -490,6 +553,12 @@ class Connection(asyncio.Protocol):
         if version == "1.0" or not self._parser.should_keep_alive():
             upstream.keep_alive = False
         return coding is None and length is None and status not in (204, 304) and not self._no_body
+
+    def on_chunk_header(self) -> None:
+        self._between_chunks = False
+
+    def on_chunk_complete(self) -> None:
+        self._between_chunks = True
 
     def on_body(self, piece: bytes) -> None:
         upstream = self.upstream

@@ -72,15 +72,27 @@ class Records:
 
         Such a chunk leaves nothing behind, so a caller that takes the record need not feed it.
         """
-        if self.pending or self._after_cr or self._broken or len(chunk) > self._limit_bytes:
+        if not self.between or len(chunk) > self._limit_bytes:
             return b""
         if not self._sse:
             end = len(chunk) - 1
             return chunk[:end].removesuffix(b"\r") if chunk.find(b"\n") == end else b""
         end = len(chunk) - 2
-        if chunk.find(b"\n") != end or chunk[:6] != b"data: " or chunk[-1:] != b"\n" or b"\r" in chunk:
-            return b""
-        return chunk[6:end]
+        start = 0
+        if chunk[:6] != b"data: ":
+            if chunk[:7] != b"event: ":
+                return b""
+            start = chunk.find(b"\n") + 1  # a named event: its data stands behind the name
+            if chunk[start : start + 6] != b"data: ":
+                return b""
+        if chunk.find(b"\n", start) != end or chunk[-1:] != b"\n" or chunk.find(b"\r") >= 0:
+            return b""  # `in` would cost twice as much as `find`
+        return chunk[start + 6 : end]
+
+    @property
+    def between(self) -> bool:
+        """Nothing of a record that has begun is kept: what comes next may be left out."""
+        return not (self.pending or self._after_cr or self._broken)
 
     def rest(self) -> bytes:
         """What the end of the body completes: a last NDJSON line without line end; never an SSE event."""

@@ -252,6 +252,81 @@ async def test_what_was_sent_before_a_slow_client_is_bounded(served: Serve) -> N
         assert sent_bytes == held_at
 
 
+async def send(exchange: Exchange, piece: bytes) -> bool:
+    """Whether it could be pushed."""
+    if exchange.push(piece):
+        return True
+    await exchange.send(piece)
+    return False
+
+
+async def test_pieces_that_are_pushed_arrive_in_order_with_those_that_are_sent(
+    served: Serve, binding: Binding
+) -> None:
+    pushed: list[bool] = []
+
+    async def handler(exchange: Exchange) -> None:
+        await exchange.read_body(100)
+        await exchange.start(200, [])
+        for piece in (b"one", b"two", b"", b"three"):
+            pushed.append(await send(exchange, piece))
+        await exchange.finish(b"end")
+
+    async with served(handler) as server:
+        client = await server.connect()
+        await client.post()
+        await client.head()
+        body = await client.until(b"0\r\n\r\n")
+        assert body == b"3\r\none\r\n3\r\ntwo\r\n5\r\nthree\r\n3\r\nend\r\n0\r\n\r\n"
+    # the first piece takes the head along; ASGI's send is awaited, always
+    assert pushed == ([False, True, True, True] if binding == "lane" else [False] * 4)
+
+
+async def test_a_push_has_the_length_that_the_head_says(served: Serve, log: pytest.LogCaptureFixture) -> None:
+    async def handler(exchange: Exchange) -> None:
+        await exchange.read_body(100)
+        await exchange.start(200, [(b"content-length", b"3")])
+        for piece in (b"on", b"e", b"more"):
+            await send(exchange, piece)
+
+    async with served(handler) as server:
+        client = await server.connect()
+        await client.post()
+        assert (await client.rest()).endswith(b"\r\n\r\none")
+    assert len(log.records) == 1
+
+
+async def test_nothing_is_pushed_to_a_slow_client_nor_to_one_that_has_left(served: Serve) -> None:
+    refused, sent_bytes = asyncio.Event(), 0
+    ended: list[bool] = []
+
+    async def handler(exchange: Exchange) -> None:
+        nonlocal sent_bytes
+        await exchange.read_body(100)
+        left = asyncio.Event()
+        exchange.on_gone(left.set)
+        await exchange.start(200, [])
+        await exchange.send(b"x")
+        while exchange.push(b"x" * 20_000):
+            sent_bytes += 20_000
+            await asyncio.sleep(0)
+        refused.set()
+        await soon(left.wait())
+        ended.append(exchange.push(b"y"))
+        with pytest.raises(ClientGone):
+            await exchange.send(b"y")
+
+    async with served(handler) as server:
+        client = await server.connect()
+        client.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        await client.post()
+        await soon(refused.wait())
+        assert server.connection.transport.get_write_buffer_size() < 90_000
+        client.leave()
+        await until(lambda: bool(ended))
+    assert ended == [False]
+
+
 async def test_the_head_goes_out_although_no_piece_follows_yet(served: Serve) -> None:
     go_on = asyncio.Event()
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import weakref
 from functools import partial
 
 import pytest
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from herd_node.net import lane_exchange
 from herd_node.net.asgi import asgi_endpoint
@@ -336,6 +338,35 @@ async def test_framing_that_contradicts_itself_gives_no_handler_a_body(binding: 
 
 
 # --- what stays uvicorn's -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("whole", [True, False])
+async def test_a_connection_that_has_ended_does_not_wait_for_the_collector(whole: bool) -> None:
+    ends: list[weakref.ref[HttpToolsProtocol]] = []
+
+    async def handler(exchange: Exchange) -> None:
+        assert isinstance(exchange, LaneExchange)
+        ends.append(weakref.ref(exchange._lane))
+        await exchange.read_body(100)
+        await exchange.start(200, [])
+        await exchange.send(b"one")
+        if whole:
+            await exchange.finish(b"two")
+        else:
+            await until(lambda: exchange.gone)
+            exchange.abort()
+
+    gc.collect()
+    gc.disable()
+    try:
+        async with in_lane(handler) as server:
+            client = await server.connect()
+            await client.post()
+            await client.until(b"one\r\n")
+            client.leave()
+            await until(lambda: ends[0]() is None)
+    finally:
+        gc.enable()
 
 
 async def test_an_idle_connection_is_closed_after_its_time() -> None:

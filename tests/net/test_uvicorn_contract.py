@@ -70,6 +70,18 @@ def test_the_protocol_is_made_as_uvicorn_makes_it() -> None:
     assert parameters == ("self", "config", "server_state", "app_state", "_loop")
 
 
+async def test_without_sockets_it_starts_and_listens_nowhere_so_that_an_acceptor_can() -> None:
+    async def handler(exchange: Exchange) -> None: ...
+
+    server = QuietServer(asgi_endpoint(handler), on_stop=lambda count: None, graceful_s=1)
+    server.config.load()
+    server.lifespan = server.config.lifespan_class(server.config)
+    await Server.startup(server, [])
+    assert (server.started, server.servers) == (True, [])
+    for made_with in ("config=config", "server_state=self.server_state", "app_state=self.lifespan.state"):
+        assert made_with in source(Server.startup)
+
+
 def test_the_head_is_begun_with_nothing_but_what_the_lane_puts_back() -> None:
     made = re.findall(r"\bself\.(\w+) =", source(HttpToolsProtocol.on_message_begin))
     assert sorted(made) == ["expect_100_continue", "headers", "scope", "url"]

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from herd_node.protocol.auth import is_boot
-from herd_node.runtime.chance import HexSource, jitter, new_hex, new_secret
+from herd_node.runtime.chance import RisingHex, jitter, new_hex, new_secret
 
 
 def test_identifiers_are_lower_hex_digits_and_never_the_same():
@@ -33,7 +33,18 @@ def test_jitter_without_a_seed_differs():
 
 
 def test_a_source_of_identifiers_gives_each_once() -> None:
-    source = HexSource(12, at_once=4)
+    source = RisingHex(lambda: 1_790_000_000.0, at_once=4)
     drawn = [source() for _ in range(10)]
     assert len(set(drawn)) == 10
     assert all(re.fullmatch("[0-9a-f]{24}", one) for one in drawn)
+
+
+def test_identifiers_rise_with_time() -> None:
+    now_wall_s = 1_790_000_000.0
+    source = RisingHex(lambda: now_wall_s, at_once=4)
+    drawn = []
+    for _ in range(12):
+        drawn.append(source())
+        now_wall_s += 0.25
+    assert drawn == sorted(drawn)
+    assert len({one[10:] for one in drawn}) == 12
