@@ -7,14 +7,15 @@ the backend's connection is cut at once.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TypeVar
 
 import orjson
 
 from herd_node.backends.base import Backend
-from herd_node.net.exchange import ClientGone, Exchange
+from herd_node.net.copying import copy_body
+from herd_node.net.exchange import Exchange
 from herd_node.net.pool import (
     BadResponse,
     HeadTimeout,
@@ -23,10 +24,13 @@ from herd_node.net.pool import (
     PoolError,
     Upstream,
 )
+from herd_node.protocol.forms import Body
 from herd_node.protocol.framing import FramingError, Records
 from herd_node.protocol.routes import Dialect, Route
 from herd_node.runtime.clock import Clock
-from herd_node.translate import Call, Truncated, reclassify
+from herd_node.translate import Call, Question, Truncated, honest_error
+
+T = TypeVar("T")
 
 JSON = b"application/json; charset=utf-8"
 #: llama-server closes idle connections after 5 s, so this side closes first; Ollama keeps them for minutes.
@@ -34,7 +38,7 @@ LLAMA_IDLE_S = 3.0
 OLLAMA_IDLE_S = 75.0
 _MAX_ERROR_BYTES = 1024 * 1024
 _MAX_WHOLE_BYTES = 64 * 1024 * 1024
-_FORWARDED_HEADERS = (b"accept", b"x-request-id")
+_FORWARDED_HEADERS = frozenset({b"accept", b"x-request-id", b"anthropic-version", b"anthropic-beta"})
 _RETURNED_HEADERS = (b"content-type", b"content-length", b"retry-after")
 
 
@@ -69,29 +73,9 @@ def error_body(dialect: Dialect, status: int, message: str) -> bytes:
     if dialect == "ollama":
         return orjson.dumps({"error": message})
     kind = "invalid_request_error" if 400 <= status < 500 else "server_error"
+    if dialect == "anthropic":
+        return orjson.dumps({"type": "error", "error": {"type": kind, "message": message}})
     return orjson.dumps({"error": {"message": message, "type": kind, "param": None, "code": None}})
-
-
-@asynccontextmanager
-async def until_gone(exchange: Exchange) -> AsyncIterator[None]:
-    """Ends what runs inside, wherever it waits, with ClientGone as soon as the caller has left."""
-    inside = True
-    try:
-        async with asyncio.timeout(None) as scope:
-
-            def leave() -> None:
-                if inside and not scope.expired():
-                    scope.reschedule(0.0)
-
-            exchange.on_gone(leave)
-            try:
-                yield
-            finally:
-                inside = False
-    except TimeoutError:
-        if scope.expired():
-            raise ClientGone("the caller left") from None
-        raise
 
 
 class Relay:
@@ -107,7 +91,7 @@ class Relay:
         await self._llama_pool.close()
         await self._ollama_pool.close()
 
-    async def forward(self, exchange: Exchange, backend: Backend, route: Route, body: bytes) -> None:
+    async def forward(self, exchange: Exchange, backend: Backend, route: Route, body: Body) -> None:
         """The backend speaks the caller's dialect: bytes in, bytes out. Raises Trouble, ClientGone."""
         upstream = await self._send(exchange, backend, route.path, body)
         try:
@@ -121,18 +105,21 @@ class Relay:
             upstream.close()
 
     async def translate(self, exchange: Exchange, backend: Backend, call: Call) -> None:
-        """The backend lacks the dialect: `call.reader` turns its words round. Raises Trouble, ClientGone."""
+        """The backend has other words than the caller's: `call.reader` turns them round.
+
+        Raises Trouble, ClientGone.
+        """
         began_s = self._clock.now_s()
         upstream = await self._send(exchange, backend, call.path, call.body)
         try:
             if call.sse and upstream.status == 200 and _is_event_stream(upstream):
-                await self._translate_events(exchange, upstream, call, began_s)
+                await self._translate_events(exchange, backend, upstream, call, began_s)
                 return
             whole = await upstream.read_all(_MAX_WHOLE_BYTES)
-            if upstream.status >= 500:
-                self._on_trouble()
             elapsed_s = self._clock.now_s() - began_s
             status, body = call.reader.whole(upstream.status, whole, elapsed_s=elapsed_s)
+            if status >= 500:
+                self._on_trouble()
             if 300 <= upstream.status < 400:
                 status = upstream.status  # never followed, and not to be tried on another node either
             await exchange.respond(status, _json_headers(upstream), body)
@@ -145,8 +132,24 @@ class Relay:
         finally:
             upstream.close()
 
+    async def ask(self, exchange: Exchange, backend: Backend, question: Question[T]) -> T:
+        """One small question after the other, and what they led to. Raises Trouble, ClientGone."""
+        made: T | Question[T] = question
+        while isinstance(made, Question):
+            upstream = await self._send(exchange, backend, made.path, made.body)
+            try:
+                whole = await upstream.read_all(_MAX_WHOLE_BYTES)
+            except PoolError as error:
+                raise self._trouble(error) from error
+            finally:
+                upstream.close()
+            if upstream.status == 503:
+                raise Trouble(503, "not-ready", "the backend is not ready")
+            made = made.then(upstream.status, whole)
+        return made
+
     async def _translate_events(
-        self, exchange: Exchange, upstream: Upstream, call: Call, began_s: float
+        self, exchange: Exchange, backend: Backend, upstream: Upstream, call: Call, began_s: float
     ) -> None:
         records, reader, clock = Records("sse"), call.reader, self._clock
         whole: list[bytes] = []
@@ -167,18 +170,21 @@ class Relay:
                 whole.append(out)
             if broken is not None:
                 raise broken
+        if (question := reader.question()) is not None:
+            with suppress(Trouble):  # the answer is there; only what would have been added is missing
+                await self.ask(exchange, backend, question)
         whole.append(reader.end(elapsed_s=clock.now_s() - began_s, wall_s=clock.wall_s()))
         if exchange.started:
             await exchange.finish(b"".join(whole))
         else:
             await exchange.respond(reader.status, [(b"content-type", _type_of(call))], b"".join(whole))
 
-    async def _send(self, exchange: Exchange, backend: Backend, path: str, body: bytes) -> Upstream:
+    async def _send(self, exchange: Exchange, backend: Backend, path: str, body: Body) -> Upstream:
         headers = [
             (b"content-type", exchange.header(b"content-type") or b"application/json"),
             *backend.headers,
         ]
-        headers += [(name, value) for name in _FORWARDED_HEADERS if (value := exchange.header(name))]
+        headers += [field for field in exchange.headers if field[0] in _FORWARDED_HEADERS]
         pool = self._ollama_pool if backend.kind == "ollama" else self._llama_pool
         try:
             upstream = await pool.request(backend.origin, "POST", path, lambda: headers, body)
@@ -191,7 +197,7 @@ class Relay:
     async def _forward_error(self, exchange: Exchange, backend: Backend, upstream: Upstream) -> None:
         """Some of the client's mistakes are 500s there; as 400s they are not tried on every node."""
         body = await upstream.read_all(_MAX_ERROR_BYTES)
-        status = reclassify(backend.kind or "", upstream.status, body)
+        status, body = honest_error(backend.kind or "", upstream.status, body)
         if status >= 500:
             self._on_trouble()
         await exchange.respond(status, _returned(upstream, with_length=False), body)
@@ -213,12 +219,7 @@ class Relay:
 async def _copy(exchange: Exchange, upstream: Upstream) -> None:
     """Pieces as they come; reading waits while the caller is slow."""
     await exchange.start(upstream.status, _returned(upstream, with_length=True))
-    while piece := await upstream.read():
-        if upstream.ended:
-            await exchange.finish(piece)
-            return
-        await exchange.send(piece)
-    await exchange.finish()
+    await copy_body(upstream, exchange)
 
 
 def _returned(upstream: Upstream, *, with_length: bool) -> list[tuple[bytes, bytes]]:

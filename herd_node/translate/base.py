@@ -1,14 +1,22 @@
 """The values that the gateway and the translator exchange. Pure: no I/O, no clock, no chance.
 
-A request becomes a `Call` (send this upstream, let this `Reader` turn what comes back into Ollama's words) or
-an `Answer` (nothing to ask the backend), or it is a `Refusal`.
+A request becomes a `Call` (send this upstream, let this `Reader` turn what comes back into the caller's
+words) or an `Answer` (nothing to send), sometimes after a `Question` (ask the backend this first); or it is a
+`Refusal`.
 """
 
 from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Generic, Literal, TypeVar
+
+Flavour = Literal["llama.cpp", "openai"]
+"""What the backend understands: llama-server's own paths and fields, or the plain OpenAI dialect only."""
+
+T = TypeVar("T")
 
 
 class Refusal(Exception):
@@ -27,6 +35,10 @@ class Truncated(Exception):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFacts:
     """What the translator must know of the model that a backend serves. None: not known."""
+
+    flavour: Flavour = "llama.cpp"
+    unloads: bool = False
+    """Whether the backend can be told to unload a model (llama-server in router mode)."""
 
     name: str
     """The name that lists show."""
@@ -64,8 +76,17 @@ def model_digest(upstream_id: str, size_bytes: int | None) -> str:
     return hashlib.sha256(f"{upstream_id}\n{size_bytes}".encode()).hexdigest()
 
 
+@dataclass(frozen=True, slots=True)
+class Question(Generic[T]):
+    """Ask the backend this small thing; `then` makes of its status and body what was wanted, or asks on."""
+
+    path: str
+    body: bytes
+    then: Callable[[int, bytes], T | Question[T]]
+
+
 class Reader(ABC):
-    """Turns one upstream answer into Ollama's words. One a call; `elapsed_s` counts from the call's start.
+    """Turns one upstream answer into the caller's words. One a call; `elapsed_s` counts from its start.
 
     Whatever `feed` and `end` return is sent in order; a head not sent before the first of those bytes takes
     `status` (and JSON as its type when that is not 200). An upstream answer that is not 200, or not `sse`,
@@ -78,11 +99,15 @@ class Reader(ABC):
         self.status = 200
         """For an answer whose head is not sent yet: the status that belongs to the bytes just returned."""
         self.load_s = 0.0
-        """Seconds the gateway waited for the backend to be ready; it may set this before the end."""
+        """Seconds that the gateway waited for the model to be loaded; it sets this before the first word."""
 
     @abstractmethod
     def feed(self, payload: bytes, *, wall_s: float, elapsed_s: float) -> bytes:
         """One SSE data payload in, the NDJSON to send out (often nothing)."""
+
+    def question(self) -> Question[None] | None:
+        """What must be asked between the end of the upstream body and `end`; mostly nothing."""
+        return None
 
     @abstractmethod
     def end(self, *, elapsed_s: float, wall_s: float) -> bytes:
@@ -104,6 +129,8 @@ class Call:
     sse: bool
     """What the backend answers when all is well: events for `reader.feed`, or one body for `reader.whole`."""
     reader: Reader
+    unload: bool = False
+    """The caller wants the model unloaded when this is over (`keep_alive: 0`)."""
 
     @property
     def content_type(self) -> bytes:
@@ -118,6 +145,8 @@ class Answer:
     status: int
     body: bytes
     content_type: bytes
+    unload: bool = False
+    """The caller wants the model unloaded first."""
 
 
 JSON = b"application/json; charset=utf-8"

@@ -21,29 +21,34 @@ def translate_embed(fields: Fields, facts: ModelFacts) -> Call | Answer:
     asked = fields.text("model")
     if not asked:
         raise Refusal(404, "model '' not found")
-    _check_common(fields, facts)
+    unload = _check_common(fields, facts)
     fields.flag("truncate")
     dimensions = fields.whole_number("dimensions")
     inputs = _inputs(fields.values.get("input"))
     if not inputs:
-        return Answer(status=200, body=orjson.dumps({"model": asked, "embeddings": []}), content_type=JSON)
-    return _call(inputs, facts, EmbedReader(asked, dimensions))
+        return _nothing({"model": asked, "embeddings": []}, unload)
+    return _call(inputs, facts, EmbedReader(asked, dimensions), unload)
 
 
 def translate_embeddings(fields: Fields, facts: ModelFacts) -> Call | Answer:
     asked = fields.text("model")
     if not asked:
         raise Refusal(400, "model is required")
-    _check_common(fields, facts)
+    unload = _check_common(fields, facts)
     prompt = fields.text("prompt")
     if not prompt:
-        return Answer(status=200, body=b'{"embedding":[]}', content_type=JSON)
-    return _call([prompt], facts, EmbeddingReader())
+        return _nothing({"embedding": []}, unload)
+    return _call([prompt], facts, EmbeddingReader(), unload)
 
 
-def _check_common(fields: Fields, facts: ModelFacts) -> None:
-    keep_alive_s(fields.values.get("keep_alive"))
+def _check_common(fields: Fields, facts: ModelFacts) -> bool:
+    """Whether the model is to be unloaded afterwards."""
     sampling_fields(fields.mapping("options", "map[string]interface {}"), facts)
+    return keep_alive_s(fields.values.get("keep_alive")) == 0 and facts.unloads
+
+
+def _nothing(answer: dict[str, object], unload: bool) -> Answer:
+    return Answer(status=200, body=orjson.dumps(answer), content_type=JSON, unload=unload)
 
 
 def _inputs(value: object) -> list[str]:
@@ -56,9 +61,10 @@ def _inputs(value: object) -> list[str]:
     return value
 
 
-def _call(inputs: list[str], facts: ModelFacts, reader: Reader) -> Call:
-    body = {"model": facts.upstream_id, "input": inputs, "encoding_format": "float"}
-    return Call(path=EMBEDDINGS_PATH, body=orjson.dumps(body), stream=False, sse=False, reader=reader)
+def _call(inputs: list[str], facts: ModelFacts, reader: Reader, unload: bool) -> Call:
+    fields = {"model": facts.upstream_id, "input": inputs, "encoding_format": "float"}
+    body = orjson.dumps(fields)
+    return Call(path=EMBEDDINGS_PATH, body=body, stream=False, sse=False, reader=reader, unload=unload)
 
 
 class _WholeReader(Reader):
@@ -93,7 +99,7 @@ class EmbedReader(_WholeReader):
 
     def _answer(self, vectors: list[Vector], prompt_tokens: int, elapsed_s: float) -> dict[str, object]:
         counters = {
-            "total_duration": nanoseconds(elapsed_s),
+            "total_duration": nanoseconds(self.load_s + elapsed_s),
             "load_duration": nanoseconds(self.load_s),
             "prompt_eval_count": prompt_tokens,
         }

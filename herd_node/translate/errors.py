@@ -19,7 +19,8 @@ _LLAMA_MISTAKE_STARTS = (
     "'messages' is required",
 )
 _LLAMA_MISTAKE_PARTS = ("is not supported", "does not support", "too large to process", "must not be empty")
-_OLLAMA_MISTAKE_STARTS = ('option "', "invalid format: ", "template: ")
+_OLLAMA_MISTAKE_STARTS = ('option "', "invalid format: ", "template: ", "the input length exceeds")
+_SERVERS_FAULT = ("server_error", "api_error", "not_supported_error")
 _NO_EMBEDDINGS = "This server does not support embeddings"
 _TOO_LONG = "the input length exceeds the context length"
 
@@ -57,6 +58,22 @@ def reclassify(kind: str, status: int, body: bytes) -> int:
     return 400 if mistaken else status
 
 
+def honest_error(kind: str, status: int, body: bytes) -> tuple[int, bytes]:
+    """Status and body of a failure that is passed on; where the status changes, the body says so, too."""
+    honest = reclassify(kind, status, body)
+    if honest == status:
+        return status, body
+    error = orjson.loads(body)
+    said = error.get("error")
+    if not isinstance(said, dict):
+        return honest, body
+    if said.get("code") == status:
+        said["code"] = honest
+    if said.get("type") in _SERVERS_FAULT:
+        said["type"] = "invalid_request_error"
+    return honest, orjson.dumps(error)
+
+
 def error_message(body: bytes) -> str:
     """The sentence in an error body of any dialect; "" if there is none."""
     try:
@@ -82,10 +99,14 @@ def error_answer(status: int, body: bytes, path: str) -> tuple[int, bytes]:
 
 def in_band_error(payload: bytes) -> tuple[int, str]:
     """An error event inside a stream: the status that it would have had, and its sentence."""
+    return translate_error(error_status(payload), payload, "")
+
+
+def error_status(payload: bytes) -> int:
+    """The status that an error event says it would have had."""
     error = orjson.loads(payload).get("error")
     code = error.get("code") if isinstance(error, dict) else None
-    status = code if isinstance(code, int) and 400 <= code <= 599 else 500
-    return translate_error(status, payload, "")
+    return code if isinstance(code, int) and 400 <= code <= 599 else 500
 
 
 def _is_llama_mistake(message: str) -> bool:

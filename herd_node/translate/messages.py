@@ -12,7 +12,7 @@ import orjson
 
 from herd_node.translate.base import ModelFacts, Refusal
 from herd_node.translate.fields import Fields, wrong_type
-from herd_node.translate.images import data_uri
+from herd_node.translate.images import media_part
 
 _STRUCT = "Alias"  # the name that Ollama's own complaints use for a message
 
@@ -57,9 +57,11 @@ def content(text: str, images: Sequence[object], facts: ModelFacts, asked: str) 
     for image in images:
         if not isinstance(image, str):
             raise wrong_type(image, f"{_STRUCT}.images", "api.ImageData")
-        parts.append({"type": "image_url", "image_url": {"url": data_uri(image)}})
-    if not facts.can("vision"):
-        raise Refusal(400, f'"{asked}" does not support image input')
+        needed, part = media_part(image)
+        if not facts.can(needed):
+            kind = "image" if needed == "vision" else needed
+            raise Refusal(400, f'"{asked}" does not support {kind} input')
+        parts.append(part)
     return parts
 
 

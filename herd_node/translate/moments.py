@@ -12,12 +12,27 @@ _PART = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h)")
 _NUMBER = re.compile(r"[0-9]+(\.[0-9]*)?|\.[0-9]+")
 
 
+class Stamps:
+    """Times of many lines: those of one second differ in their fraction only."""
+
+    __slots__ = ("_second", "_second_s")
+
+    def __init__(self) -> None:
+        self._second_s = -1
+        self._second = ""
+
+    def rfc3339(self, wall_s: float) -> str:
+        """`2026-11-23T03:09:15.39073712Z`: UTC, fraction without trailing zeros."""
+        whole_s = int(wall_s)
+        if whole_s != self._second_s:
+            self._second_s = whole_s
+            self._second = datetime.fromtimestamp(whole_s, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+        fraction = f"{int((wall_s - whole_s) * 1e9):09d}".rstrip("0")
+        return f"{self._second}.{fraction}Z" if fraction else f"{self._second}Z"
+
+
 def rfc3339(wall_s: float) -> str:
-    """`2026-11-23T03:09:15.39073712Z`: UTC, fraction without trailing zeros."""
-    whole_s = int(wall_s)
-    fraction = f"{int((wall_s - whole_s) * 1e9):09d}".rstrip("0")
-    stamp = datetime.fromtimestamp(whole_s, UTC).strftime("%Y-%m-%dT%H:%M:%S")
-    return f"{stamp}.{fraction}Z" if fraction else f"{stamp}Z"
+    return Stamps().rfc3339(wall_s)
 
 
 def nanoseconds(seconds: float) -> int:

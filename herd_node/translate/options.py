@@ -1,6 +1,7 @@
-"""`options` of an Ollama request → sampling fields of llama-server. Pure.
+"""`options` of an Ollama request → sampling fields of the backend. Pure.
 
-llama-server's own defaults differ (top_p 0.95, min_p 0.05), so Ollama's are always sent in full.
+llama-server's own defaults differ (top_p 0.95, min_p 0.05), so Ollama's are always sent in full. A server of
+the plain OpenAI dialect gets that dialect's own fields in full, and of the rest what the caller named.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ INTEGER_DEFAULTS: dict[str, int] = {"top_k": 40, "repeat_last_n": 64, "seed": -1
 FIXED_INTEGERS = ("num_batch", "num_gpu", "main_gpu", "num_thread", "draft_num_predict")
 FIXED_BOOLEANS = ("use_mmap",)
 
+#: The options that the OpenAI dialect has, too.
+OPENAI_OPTIONS = ("temperature", "top_p", "presence_penalty", "frequency_penalty")
+
 _INT32_MAX = 2**31 - 1
 _CONTEXTS_BOUND = 10
 """An answer without `num_predict` ends after that many contexts."""
@@ -35,17 +39,33 @@ def sampling_fields(options: Json, facts: ModelFacts) -> dict[str, object]:
     }
     for name, default in INTEGER_DEFAULTS.items():
         fields[name] = _integer(options, name, default)
-    if fields["repeat_last_n"] == -1:  # "the whole context", which llama-server does not understand
-        fields["repeat_last_n"] = facts.context_tokens or INTEGER_DEFAULTS["repeat_last_n"]
     fields["n_keep"] = _integer(options, "num_keep", 4)
-    n_predict = _bounded_length(_integer(options, "num_predict", -1), facts.context_tokens)
-    if n_predict is not None:
-        fields["n_predict"] = n_predict
+    num_predict = _integer(options, "num_predict", -1)
     stop = _strings(options, "stop")
+    _check_fixed(options, facts)
+    if facts.flavour == "openai":
+        fields = _openai_fields(options, fields, num_predict)
+    else:
+        if fields["repeat_last_n"] == -1:  # "the whole context", which llama-server does not understand
+            fields["repeat_last_n"] = facts.context_tokens or INTEGER_DEFAULTS["repeat_last_n"]
+        n_predict = _bounded_length(num_predict, facts.context_tokens)
+        if n_predict is not None:
+            fields["n_predict"] = n_predict
     if stop:
         fields["stop"] = stop
-    _check_fixed(options, facts)
     return fields
+
+
+def _openai_fields(options: Json, fields: dict[str, object], num_predict: int) -> dict[str, object]:
+    """A seed below zero means chance and a length below zero no limit, as the absent field does there."""
+    named = [name for name in (*FLOAT_DEFAULTS, "top_k", "repeat_last_n") if options.get(name) is not None]
+    wanted = {name: fields[name] for name in (*OPENAI_OPTIONS, *named)}
+    seed = fields["seed"]
+    if isinstance(seed, int) and seed >= 0:
+        wanted["seed"] = seed
+    if num_predict > 0:
+        wanted["max_tokens"] = num_predict
+    return wanted
 
 
 def _bounded_length(num_predict: int, context_tokens: int | None) -> int | None:

@@ -1,9 +1,10 @@
 """One Ollama request in, one upstream call out. Pure.
 
 1. The body is an object and names a model.
-2. Types are checked as Ollama checks them; what llama-server cannot do yet is refused by name.
-3. Nothing to generate (no prompt, no messages): answered here, the model is always loaded.
-4. The rest becomes a streaming chat completion, also for a caller that wants one object: a llama-server
+2. Types are checked as Ollama checks them; what the backend cannot do is refused by name.
+3. Nothing to generate (no prompt, no messages): answered here, loading and unloading are the gateway's.
+4. A prompt that is text already (raw, suffix, template, context): prompts.py.
+5. The rest becomes a streaming chat completion, also for a caller that wants one object: a llama-server
    whose client leaves stops only if it was streaming (docs/backends.md).
 """
 
@@ -11,23 +12,37 @@ from __future__ import annotations
 
 import orjson
 
-from herd_node.translate.base import JSON, Answer, Call, ModelFacts, Refusal
+from herd_node.translate.base import JSON, Answer, Call, ModelFacts, Question, Refusal
 from herd_node.translate.embeddings import translate_embed, translate_embeddings
 from herd_node.translate.fields import Fields, parse_object
 from herd_node.translate.messages import chat_messages, content, tool_definitions
 from herd_node.translate.moments import keep_alive_s, rfc3339
+from herd_node.translate.names import full_name
 from herd_node.translate.options import sampling_fields
-from herd_node.translate.responses import Dialect, GenerationReader, chat_line, generate_line
+from herd_node.translate.prompts import (
+    Common,
+    Json,
+    Made,
+    TextPrompt,
+    context_of_chat,
+    plain_messages,
+    schema_format,
+)
+from herd_node.translate.responses import Dialect, GenerationReader, Manner, chat_line, generate_line
 from herd_node.translate.show import show_answer
 
 CHAT_PATH = "/v1/chat/completions"
 
 _THINK_LEVELS = ("high", "medium", "low", "max")
 _THINK_CHOICES = '"high", "medium", "low", "max", true, or false'
-FIELDS_FOR_LATER = ("raw", "suffix", "template", "context", "logprobs", "_debug_render_only")
+REFUSED_FIELDS = ("_debug_render_only",)
+#: Fields that make a prompt text of the caller's own.
+TEXT_FIELDS = ("raw", "suffix", "template", "context")
 
 
-def translate(path: str, body: bytes, facts: ModelFacts, *, wall_s: float = 0.0) -> Call | Answer:
+def translate(
+    path: str, body: bytes, facts: ModelFacts, *, wall_s: float = 0.0
+) -> Call | Answer | Question[Made]:
     """`path` is the caller's (`/api/chat`, ...); `wall_s` dates an answer made here. Raises Refusal."""
     match path:
         case "/api/chat":
@@ -52,58 +67,76 @@ def _chat(body: bytes, facts: ModelFacts, wall_s: float) -> Call | Answer:
         raise Refusal(400, "model is required")
     messages = fields.items("messages", "[]api.Message")
     tools = fields.items("tools", "api.Tools")
-    upstream = _common(fields, facts, asked)
+    common = _common(fields, facts, asked)
     if not messages:
-        return _loaded(fields, asked, wall_s, chat_line)
+        return _nothing_to_say(common, facts, asked, wall_s, chat_line)
     if tools and not facts.can("tools"):
-        raise Refusal(400, f"{_full_name(asked)} does not support tools")
-    upstream["messages"] = chat_messages(messages, facts, asked)
+        raise Refusal(400, f"{full_name(asked)} does not support tools")
+    upstream: Json = {"messages": chat_messages(messages, facts, asked)}
     if tools:
         upstream["tools"] = tool_definitions(tools)
-    return _call(upstream, fields, asked, chat_line)
+    manner = Manner(
+        line=chat_line, stream=fields.flag("stream") is not False, top_logprobs=common.top_logprobs
+    )
+    return _chat_call(upstream, common, facts, asked, manner)
 
 
-def _generate(body: bytes, facts: ModelFacts, wall_s: float) -> Call | Answer:
+def _generate(body: bytes, facts: ModelFacts, wall_s: float) -> Made | Question[Made]:
     fields = Fields(parse_object(body, "GenerateRequest"), "GenerateRequest")
     asked = fields.text("model")
     if not asked:
         raise Refusal(404, "model '' not found")
+    # 1. checks
     prompt, system = fields.text("prompt"), fields.text("system")
+    raw, suffix, template = fields.flag("raw"), fields.text("suffix"), fields.text("template")
+    context = fields.items("context", "[]int")
     images = fields.items("images", "[]api.ImageData")
-    upstream = _common(fields, facts, asked)
+    common = _common(fields, facts, asked)
+    if raw and (template or system or context):
+        raise Refusal(400, "raw mode does not support template, system, or context")
     if not prompt:
-        return _loaded(fields, asked, wall_s, generate_line)
-    messages: list[dict[str, object]] = [{"role": "system", "content": system}] if system else []
-    messages.append({"role": "user", "content": content(prompt, images, facts, asked)})
-    upstream["messages"] = messages
-    return _call(upstream, fields, asked, generate_line)
+        return _nothing_to_say(common, facts, asked, wall_s, generate_line)
+    # 2. text of the caller's own
+    if raw or suffix or template or context:
+        text = TextPrompt(fields, common, facts, asked)
+        if raw:
+            return text.raw()
+        return text.suffix() if suffix else text.rendered()
+    # 3. a chat of system and user
+    messages = plain_messages(fields)
+    messages[-1]["content"] = content(prompt, images, facts, asked)
+    keeps_context = facts.flavour == "llama.cpp" and not images
+    manner = Manner(
+        line=generate_line,
+        stream=fields.flag("stream") is not False,
+        top_logprobs=common.top_logprobs,
+        context_of=context_of_chat(facts, messages, common.template_kwargs) if keeps_context else None,
+    )
+    return _chat_call({"messages": messages}, common, facts, asked, manner)
 
 
-def _common(fields: Fields, facts: ModelFacts, asked: str) -> dict[str, object]:
-    """What chat and generate share; every field is checked, also those without effect here."""
-    _refuse_later_fields(fields)
-    for name in ("stream", "truncate", "shift"):
-        fields.flag(name)
-    keep_alive_s(fields.values.get("keep_alive"))
-    return {
-        "model": facts.upstream_id,
-        "stream": True,
-        **_think(fields.values.get("think"), facts, asked),
-        **_format(fields.values.get("format")),
-        **sampling_fields(fields.mapping("options", "map[string]interface {}"), facts),
-    }
-
-
-def _refuse_later_fields(fields: Fields) -> None:
-    if not 0 <= fields.whole_number("top_logprobs") <= 20:
-        raise Refusal(400, "top_logprobs must be between 0 and 20")
-    for name in FIELDS_FOR_LATER:
+def _common(fields: Fields, facts: ModelFacts, asked: str) -> Common:
+    """Every field is checked, also those without effect here."""
+    for name in REFUSED_FIELDS:
         if fields.values.get(name):
-            raise Refusal(400, f'"{name}" is not supported yet on llama.cpp nodes')
+            raise Refusal(400, f'"{name}" is not supported on this node')
+    for name in ("stream", "truncate", "shift", "raw"):
+        fields.flag(name)
+    top_logprobs = fields.whole_number("top_logprobs")
+    if not 0 <= top_logprobs <= 20:
+        raise Refusal(400, "top_logprobs must be between 0 and 20")
+    unload = keep_alive_s(fields.values.get("keep_alive")) == 0
+    return Common(
+        sampling=sampling_fields(fields.mapping("options", "map[string]interface {}"), facts),
+        schema=_schema(fields.values.get("format")),
+        think=_think(fields.values.get("think"), facts, asked),
+        top_logprobs=top_logprobs if fields.flag("logprobs") else None,
+        unload=unload and facts.unloads,
+    )
 
 
-def _think(think: object, facts: ModelFacts, asked: str) -> dict[str, object]:
-    """Unset means on where the model can."""
+def _think(think: object, facts: ModelFacts, asked: str) -> Json:
+    """Unset means on where the model can; a server of which little is known is then left alone."""
     if think is not None and not isinstance(think, (bool, str)):
         raise Refusal(400, f"think must be a boolean or string ({_THINK_CHOICES})")
     if isinstance(think, str) and think not in _THINK_LEVELS:
@@ -112,43 +145,54 @@ def _think(think: object, facts: ModelFacts, asked: str) -> dict[str, object]:
         if think:
             raise Refusal(400, f'"{asked}" does not support thinking')
         return {}
-    fields: dict[str, object] = {"chat_template_kwargs": {"enable_thinking": think is not False}}
-    if isinstance(think, str):
-        fields["reasoning_effort"] = think
-    return fields
+    if facts.flavour == "openai":
+        if isinstance(think, str):
+            return {"reasoning_effort": "high" if think == "max" else think}
+        return {} if think is None else {"chat_template_kwargs": {"enable_thinking": think}}
+    effort = {"reasoning_effort": think} if isinstance(think, str) else {}
+    return {"chat_template_kwargs": {"enable_thinking": think is not False}, **effort}
 
 
-def _format(wanted: object) -> dict[str, object]:
-    """`json_object` is not enforced by llama-server; a schema is."""
+def _schema(wanted: object) -> Json | None:
     if wanted is None or wanted == "":
-        return {}
+        return None
     if wanted == "json":
-        wanted = {"type": "object"}
+        return {"type": "object"}
     if not isinstance(wanted, dict):
         quoted = orjson.dumps(orjson.dumps(wanted).decode()).decode()
         raise Refusal(400, f'invalid format: {quoted}; expected "json" or a valid JSON Schema object')
-    return {"response_format": {"type": "json_schema", "json_schema": {"name": "schema", "schema": wanted}}}
+    return wanted
 
 
-def _loaded(fields: Fields, asked: str, wall_s: float, line: Dialect) -> Answer:
-    if keep_alive_s(fields.values.get("keep_alive")) == 0:
-        raise Refusal(400, f'"{asked}" cannot be unloaded: a llama.cpp node keeps its model')
+def _nothing_to_say(common: Common, facts: ModelFacts, asked: str, wall_s: float, line: Dialect) -> Answer:
+    """Loads, or unloads. A backend that keeps its model says `load` to both: that is how it stands then."""
     made = line(asked, rfc3339(wall_s), "", "", [])
-    return Answer(
-        status=200,
-        body=orjson.dumps({**made, "done": True, "done_reason": "load"}),
-        content_type=JSON,
+    reason = "unload" if common.unload else "load"
+    body = orjson.dumps({**made, "done": True, "done_reason": reason})
+    return Answer(status=200, body=body, content_type=JSON, unload=common.unload)
+
+
+def _chat_call(upstream: Json, common: Common, facts: ModelFacts, asked: str, manner: Manner) -> Call:
+    fields: Json = {
+        "model": facts.upstream_id,
+        "stream": True,
+        **common.think,
+        **common.sampling,
+        **upstream,
+    }
+    if common.schema is not None:
+        fields["response_format"] = schema_format(common.schema)
+    if common.top_logprobs is not None:
+        fields["logprobs"] = True
+        if facts.flavour == "llama.cpp" or common.top_logprobs:
+            fields["top_logprobs"] = max(1, common.top_logprobs)
+    if facts.flavour == "openai":
+        fields["stream_options"] = {"include_usage": True}
+    return Call(
+        path=CHAT_PATH,
+        body=orjson.dumps(fields),
+        stream=manner.stream,
+        sse=True,
+        reader=GenerationReader(asked, manner),
+        unload=common.unload,
     )
-
-
-def _call(upstream: dict[str, object], fields: Fields, asked: str, line: Dialect) -> Call:
-    stream = fields.flag("stream") is not False
-    reader = GenerationReader(asked, line, stream=stream)
-    return Call(path=CHAT_PATH, body=orjson.dumps(upstream), stream=stream, sse=True, reader=reader)
-
-
-def _full_name(asked: str) -> str:
-    """`registry.ollama.ai/library/x:latest`, as Ollama spells a name in full."""
-    tagged = asked if ":" in asked.rpartition("/")[2] else f"{asked}:latest"
-    missing = {0: "registry.ollama.ai/library/", 1: "registry.ollama.ai/"}
-    return missing.get(tagged.count("/"), "") + tagged

@@ -1,10 +1,10 @@
-"""A llama-server chat stream → Ollama's lines, or one folded object. Pure.
+"""A backend's stream → Ollama's lines, or one folded object. Pure.
 
 payload          role chunk, ping        → nothing
                  content, thinking       → one line, `done: false`
                  pieces of a tool call   → collected
                  error                   → `{"error": …}`; nothing more is sent
-                 finish_reason           → remembered, with `timings`
+                 finish                  → remembered, with timings and usage
 [DONE] or the end of the body            → the tool calls whole, then the `done: true` line
 the end of the body without a finish     → Truncated
 """
@@ -12,16 +12,34 @@ the end of the body without a finish     → Truncated
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import orjson
 
-from herd_node.translate.base import Reader, Truncated
+from herd_node.translate.base import Question, Reader, Truncated
 from herd_node.translate.errors import error_answer, in_band_error
-from herd_node.translate.moments import nanoseconds, rfc3339
+from herd_node.translate.events import (
+    Line,
+    Piece,
+    Source,
+    as_count,
+    as_list,
+    as_object,
+    as_text,
+    chat_piece,
+    parse_event,
+)
+from herd_node.translate.moments import Stamps, nanoseconds
+from herd_node.translate.names import full_name
+from herd_node.translate.thoughts import Said, Thoughts
 
-Line = dict[str, object]
+INFILL_PATH = "/infill"
+
 Dialect = Callable[[str, str, str, str, list[Line]], Line]
 """(model, created_at, text, thinking, tool calls) → the line up to `done`, its keys in Ollama's order."""
+
+ContextOf = Callable[[str, Callable[[list[object]], None]], Question[None]]
+"""(what was said, where to put the tokens) → the question for the tokens of prompt and answer."""
 
 
 def chat_line(model: str, created_at: str, text: str, thinking: str, tool_calls: list[Line]) -> Line:
@@ -47,12 +65,12 @@ class _ToolCalls:
         self._parts: dict[int, dict[str, str]] = {}
 
     def add(self, pieces: object) -> None:
-        for piece in map(_object, pieces if isinstance(pieces, list) else ()):
-            index, function = _count(piece, "index"), _object(piece.get("function"))
+        for piece in map(as_object, as_list(pieces)):
+            index, function = as_count(piece, "index"), as_object(piece.get("function"))
             part = self._parts.setdefault(index, {"id": "", "name": "", "arguments": ""})
-            part["id"] = _text(piece, "id") or part["id"]
-            part["name"] += _text(function, "name")
-            part["arguments"] += _text(function, "arguments")
+            part["id"] = as_text(piece, "id") or part["id"]
+            part["name"] += as_text(function, "name")
+            part["arguments"] += as_text(function, "arguments")
 
     def whole(self) -> tuple[list[Line], str]:
         """The calls, and the text of those whose arguments never became an object (cut by the length)."""
@@ -71,32 +89,60 @@ class _ToolCalls:
         return calls, broken
 
 
-class GenerationReader(Reader):
-    """Reads `/v1/chat/completions`, always streamed; writes lines, or folds them when `stream` is False."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manner:
+    """How an answer is read and written; what differs between the ways to generate."""
 
-    def __init__(self, model: str, dialect: Dialect, *, stream: bool) -> None:
+    line: Dialect
+    stream: bool
+    path: str = "/v1/chat/completions"
+    source: Source = chat_piece
+    top_logprobs: int | None = None
+    """How many likelier tokens the caller wants beside each; None: no logprobs at all."""
+    thoughts: Thoughts | None = None
+    context_of: ContextOf | None = None
+
+
+class GenerationReader(Reader):
+    """Reads what is always a stream; writes lines, or folds them when the caller did not ask for a stream."""
+
+    def __init__(self, model: str, manner: Manner) -> None:
         super().__init__()
         self._model = model
-        self._dialect = dialect
-        self._stream = stream
-        self._newline = orjson.OPT_APPEND_NEWLINE if stream else 0
+        self._manner = manner
+        self._stream = manner.stream
+        self._line, self._source, self._top_logprobs = manner.line, manner.source, manner.top_logprobs
+        self._keeps = not manner.stream or manner.context_of is not None
+        self._stamps = Stamps()
+        self._newline = orjson.OPT_APPEND_NEWLINE if manner.stream else 0
         self._texts: list[str] = []
         self._thoughts: list[str] = []
+        self._logprobs: list[Line] = []
         self._tool_calls = _ToolCalls()
         self._finish: str | None = None
         self._timings: Line = {}
         self._usage: Line = {}
+        self._context: list[object] = []
+        self._held: Said | None = None
         self._over = False
 
     def feed(self, payload: bytes, *, wall_s: float, elapsed_s: float) -> bytes:
         if self._over:
             return b""
         if payload.strip() == b"[DONE]":
-            return self._last(wall_s, elapsed_s) if self._finish is not None else b""
-        chunk = _parse(payload)
+            waits = self._finish is None or self._manner.context_of is not None
+            return b"" if waits else self._last(wall_s, elapsed_s)
+        chunk = parse_event(payload)
         if "error" in chunk:
             return self._broken_off(payload)
-        return self._chunk(chunk, wall_s)
+        return self._take(self._source(chunk), wall_s)
+
+    def question(self) -> Question[None] | None:
+        context_of = self._manner.context_of
+        if context_of is None or self._over or self._finish is None:
+            return None
+        said = "".join(self._texts) + self._rest().text
+        return context_of(said, self._context.extend)
 
     def end(self, *, elapsed_s: float, wall_s: float) -> bytes:
         if self._over:
@@ -106,56 +152,84 @@ class GenerationReader(Reader):
         return self._last(wall_s, elapsed_s)
 
     def whole(self, status: int, body: bytes, *, elapsed_s: float) -> tuple[int, bytes]:
-        return error_answer(status, body, "/v1/chat/completions")
+        if self._manner.path == INFILL_PATH and status == 501:
+            return 400, orjson.dumps({"error": f"{full_name(self._model)} does not support insert"})
+        return error_answer(status, body, self._manner.path)
 
-    def _chunk(self, chunk: Line, wall_s: float) -> bytes:
-        self._timings = _object(chunk.get("timings")) or self._timings
-        self._usage = _object(chunk.get("usage")) or self._usage
-        choices = chunk.get("choices")
-        if not isinstance(choices, list) or not choices:
-            return b""
-        choice = _object(choices[0])
-        self._finish = _text(choice, "finish_reason") or self._finish
-        delta = _object(choice.get("delta"))
-        if delta.get("tool_calls"):
+    def _take(self, piece: Piece, wall_s: float) -> bytes:
+        self._finish = piece.finish or self._finish
+        self._timings = piece.timings or self._timings
+        self._usage = piece.usage or self._usage
+        if piece.tool_calls:
             self.content_started = True
-            self._tool_calls.add(delta["tool_calls"])
-        text, thought = _text(delta, "content"), _text(delta, "reasoning_content")
+            self._tool_calls.add(piece.tool_calls)
+        if piece.logprobs and self._top_logprobs is not None:
+            entries = map(as_object, piece.logprobs)
+            self._logprobs += [_logprob(entry, self._top_logprobs) for entry in entries]
+        text, thought = piece.text, piece.thought
+        if self._manner.thoughts is not None and text:
+            text, thought = self._manner.thoughts.feed(text)
         return self._say(text, thought, wall_s) if text or thought else b""
 
     def _say(self, text: str, thought: str, wall_s: float, calls: list[Line] | None = None) -> bytes:
-        self.content_started = True
+        self._hear(text, thought)
         if not self._stream:
+            return b""
+        line = self._dialect_line(text, thought, calls or [], wall_s)
+        line["done"] = False
+        self._add_logprobs(line)
+        return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
+
+    def _hear(self, text: str, thought: str) -> None:
+        """Keeps what must be whole in the end; a stream's own text only when its tokens are asked for."""
+        if not (text or thought):
+            return
+        self.content_started = True
+        if self._keeps:
             self._texts.append(text)
             self._thoughts.append(thought)
-            return b""
-        line = self._dialect(self._model, rfc3339(wall_s), text, thought, calls or [])
-        return orjson.dumps({**line, "done": False}, option=orjson.OPT_APPEND_NEWLINE)
+
+    def _rest(self) -> Said:
+        """What was held back until the end; the same however often it is asked for."""
+        if self._held is None:
+            self._held = Said("", "") if self._manner.thoughts is None else self._manner.thoughts.rest()
+        return self._held
+
+    def _dialect_line(self, text: str, thought: str, calls: list[Line], wall_s: float) -> Line:
+        return self._line(self._model, self._stamps.rfc3339(wall_s), text, thought, calls)
+
+    def _add_logprobs(self, line: Line) -> None:
+        if self._logprobs:
+            line["logprobs"], self._logprobs = self._logprobs, []
 
     def _last(self, wall_s: float, elapsed_s: float) -> bytes:
         self._over = True
         calls, broken = self._tool_calls.whole()
-        out = self._say(broken, "", wall_s, calls) if calls or broken else b""
+        text, thought = self._rest()
+        text += broken
+        out = self._say(text, thought, wall_s, calls) if calls or text or thought else b""
         if self._stream:
-            line = self._dialect(self._model, rfc3339(wall_s), "", "", [])
+            line = self._dialect_line("", "", [], wall_s)
         else:
-            text, thought = "".join(self._texts), "".join(self._thoughts)
-            line = self._dialect(self._model, rfc3339(wall_s), text, thought, calls)
+            line = self._dialect_line("".join(self._texts), "".join(self._thoughts), calls, wall_s)
         line["done"] = True
         line["done_reason"] = "length" if self._finish == "length" else "stop"
+        if self._context:
+            line["context"] = self._context
         line |= self._counters(elapsed_s)
+        self._add_logprobs(line)
         return out + orjson.dumps(line, option=self._newline)
 
     def _counters(self, elapsed_s: float) -> Line:
         """Ollama leaves out what is zero."""
         timings, usage = self._timings, self._usage
-        prompt = _count(timings, "cache_n") + _count(timings, "prompt_n") or _count(usage, "prompt_tokens")
+        prompt = as_count(timings, "cache_n") + as_count(timings, "prompt_n")
         counters = {
-            "total_duration": nanoseconds(elapsed_s),
+            "total_duration": nanoseconds(self.load_s + elapsed_s),
             "load_duration": nanoseconds(self.load_s),
-            "prompt_eval_count": prompt,
+            "prompt_eval_count": prompt or as_count(usage, "prompt_tokens"),
             "prompt_eval_duration": _nanoseconds_of(timings, "prompt_ms"),
-            "eval_count": _count(timings, "predicted_n") or _count(usage, "completion_tokens"),
+            "eval_count": as_count(timings, "predicted_n") or as_count(usage, "completion_tokens"),
             "eval_duration": _nanoseconds_of(timings, "predicted_ms"),
         }
         return {name: value for name, value in counters.items() if value}
@@ -168,28 +242,13 @@ class GenerationReader(Reader):
         return orjson.dumps({"error": message}, option=self._newline)
 
 
-def _parse(payload: bytes) -> Line:
-    try:
-        chunk = orjson.loads(payload)
-    except orjson.JSONDecodeError:
-        raise Truncated("the answer turned into something that is not JSON") from None
-    if not isinstance(chunk, dict):
-        raise Truncated("the answer turned into something that is not a chunk")
-    return chunk
-
-
-def _object(value: object) -> Line:
-    return value if isinstance(value, dict) else {}
-
-
-def _text(values: Line, name: str) -> str:
-    value = values.get(name)
-    return value if isinstance(value, str) else ""
-
-
-def _count(values: Line, name: str) -> int:
-    value = values.get(name)
-    return value if isinstance(value, int) else 0
+def _logprob(entry: Line, top: int) -> Line:
+    """In Ollama's shape: without the token's id, and with no more likelier tokens than were asked for."""
+    shaped = {name: entry[name] for name in ("token", "logprob", "bytes") if entry.get(name) is not None}
+    likelier = [_logprob(one, 0) for one in map(as_object, as_list(entry.get("top_logprobs"))[:top])]
+    if likelier:
+        shaped["top_logprobs"] = likelier
+    return shaped
 
 
 def _nanoseconds_of(values: Line, name_ms: str) -> int:

@@ -1,6 +1,6 @@
-"""/api/show, made from what the agent knows of a llama-server model. Pure.
+"""/api/show, made from what the agent knows of a model. Pure.
 
-What llama-server does not tell (tensors, architecture, licence) is left out or named `llamacpp`; the context
+What the backend does not tell (tensors, architecture, licence) is left out or named after it; the context
 that a request really has stands in `parameters` as num_ctx, the trained one in `model_info`, as in Ollama.
 """
 
@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import orjson
 
-from herd_node.translate.base import JSON, Answer, ModelFacts, Refusal
+from herd_node.translate.base import JSON, Answer, Flavour, ModelFacts, Refusal
 from herd_node.translate.fields import Fields
 from herd_node.translate.moments import rfc3339
 
-ARCHITECTURE = "llamacpp"
+#: The architecture and the file format that stand in for those that the backend does not tell.
+_STAND_INS: dict[Flavour, tuple[str, str]] = {"llama.cpp": ("llamacpp", "gguf"), "openai": ("openai", "")}
 _CAPABILITY_ORDER = ("completion", "embedding", "tools", "thinking", "vision", "insert", "audio")
 
 
@@ -38,11 +39,12 @@ def show(facts: ModelFacts) -> dict[str, object]:
 
 
 def details(facts: ModelFacts) -> dict[str, object]:
+    family, file_format = _STAND_INS[facts.flavour]
     return {
         "parent_model": "",
-        "format": "gguf",
-        "family": ARCHITECTURE,
-        "families": [ARCHITECTURE],
+        "format": file_format,
+        "family": family,
+        "families": [family],
         "parameter_size": "" if facts.parameters is None else human_number(facts.parameters),
         "quantization_level": facts.quantisation or "",
     }
@@ -67,11 +69,12 @@ def _modelfile(facts: ModelFacts) -> str:
 
 
 def _model_info(facts: ModelFacts) -> dict[str, object]:
+    family, _ = _STAND_INS[facts.flavour]
     known = {
-        "general.architecture": ARCHITECTURE,
+        "general.architecture": family,
         "general.parameter_count": facts.parameters,
-        f"{ARCHITECTURE}.context_length": facts.context_train_tokens or facts.context_tokens,
-        f"{ARCHITECTURE}.embedding_length": facts.embedding_length,
+        f"{family}.context_length": facts.context_train_tokens or facts.context_tokens,
+        f"{family}.embedding_length": facts.embedding_length,
     }
     return {name: value for name, value in known.items() if value is not None}
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import io
+import sys
 
 import orjson
 import pytest
@@ -15,6 +17,8 @@ from tests.fakes.recordings import recording
 
 PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n" + b"\0" * 20).decode()
 JPEG = base64.b64encode(b"\xff\xd8\xff\xe0" + b"\0" * 20).decode()
+WAV = base64.b64encode(b"RIFF\0\0\0\0WAVEfmt ").decode()
+MP3 = base64.b64encode(b"ID3\x03" + b"\0" * 20).decode()
 WEBP = base64.b64encode(b"RIFF\0\0\0\0WEBPVP8 ").decode()
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
 
@@ -213,9 +217,8 @@ def test_an_image_becomes_a_data_uri_of_its_own_type(image: str, media_type: str
         ("data:image/png;base64," + PNG, "illegal base64 data at input byte 4"),
         (PNG[:-3], f"illegal base64 data at input byte {len(PNG) - 3}"),
         ("ü" + PNG, "illegal base64 data at input byte 0"),
-        (WEBP, "WebP images are not supported yet on llama.cpp nodes; send PNG or JPEG"),
-        ("AAAA", "only PNG and JPEG images are supported on llama.cpp nodes"),
-        ("", "only PNG and JPEG images are supported on llama.cpp nodes"),
+        ("AAAA", "only PNG, JPEG and WebP images, WAV and MP3 sound are supported on this node"),
+        ("", "only PNG, JPEG and WebP images, WAV and MP3 sound are supported on this node"),
     ],
 )
 def test_an_image_that_is_none_is_refused(image: str, message: str) -> None:
@@ -227,6 +230,47 @@ def test_an_image_that_is_none_is_refused(image: str, message: str) -> None:
 def test_an_image_for_a_text_model_is_refused_by_name() -> None:
     body = {"model": "Smol", "messages": [{"role": "user", "content": "", "images": [PNG]}]}
     assert refusal("/api/chat", body).message == '"Smol" does not support image input'
+    body["messages"][0]["images"] = [WAV]  # type: ignore[index]
+    assert refusal("/api/chat", body).message == '"Smol" does not support audio input'
+
+
+@pytest.mark.parametrize(("sound", "kind"), [(WAV, "wav"), (MP3, "mp3")])
+def test_sound_rides_in_the_images_as_it_does_in_ollama(sound: str, kind: str) -> None:
+    hears = dataclasses.replace(ABLE, capabilities=ABLE.capabilities | {"audio"})
+    message = {"role": "user", "content": "", "images": [sound]}
+    part = {"type": "input_audio", "input_audio": {"data": sound, "format": kind}}
+    assert chat(hears, messages=[message])["messages"] == [{"role": "user", "content": [part]}]
+
+
+def webp(size: tuple[int, int] = (3, 2)) -> str:
+    image = pytest.importorskip("PIL.Image")
+    out = io.BytesIO()
+    image.new("RGB", size, (200, 0, 0)).save(out, "WEBP", lossless=True)
+    return base64.b64encode(out.getvalue()).decode()
+
+
+def test_webp_becomes_png_where_pillow_is_installed() -> None:
+    sent = chat(messages=[{"role": "user", "content": "", "images": [webp()]}])
+    uri = sent["messages"][0]["content"][0]["image_url"]["url"]  # type: ignore[index]
+    kind, _, packed = uri.partition(",")
+    image = pytest.importorskip("PIL.Image").open(io.BytesIO(base64.b64decode(packed)))
+    assert (kind, image.format, image.size) == ("data:image/png;base64", "PNG", (3, 2))
+    assert image.convert("RGB").getpixel((1, 1)) == (200, 0, 0)
+
+
+def test_webp_without_pillow_is_refused_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    body = {"model": "m", "messages": [{"role": "user", "content": "", "images": [WEBP]}]}
+    refused = refusal("/api/chat", body, ABLE)
+    assert (refused.status, "pip install 'herd-fleet[webp]'" in refused.message) == (400, True)
+
+
+def test_webp_that_is_broken_or_huge_is_the_callers_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    for image, message in ((WEBP, "the WebP image cannot be read"), (webp((9, 9)), "more than 64 pixels")):
+        monkeypatch.setattr("herd_node.translate.webp.MAX_PIXELS", 64)
+        body = {"model": "m", "messages": [{"role": "user", "content": "", "images": [image]}]}
+        refused = refusal("/api/chat", body, ABLE)
+        assert (refused.status, message in refused.message) == (400, True)
 
 
 @pytest.mark.parametrize("wall_s", [0.0, 1795403355.390737])
@@ -247,11 +291,50 @@ def test_any_keep_alive_is_accepted_with_a_prompt(keep_alive: object) -> None:
     assert "keep_alive" not in chat(keep_alive=keep_alive)
 
 
-@pytest.mark.parametrize("keep_alive", [0, 0.0, "0", "0s", "-0m"])
-def test_unloading_is_refused_because_a_llama_cpp_node_keeps_its_model(keep_alive: object) -> None:
+NOTHING = [0, 0.0, "0", "0s", "-0m"]
+UNLOADING = dataclasses.replace(ABLE, unloads=True)
+
+
+@pytest.mark.parametrize("keep_alive", NOTHING)
+@pytest.mark.parametrize("name", ["keepalive-zero-unload", "keepalive-zero-chat-empty"])
+def test_unloading_is_asked_of_a_backend_that_can(name: str, keep_alive: object) -> None:
+    recorded = recording(f"ollama/{name}")
+    path = recorded.request_head.split()[1].decode()
+    body = orjson.loads(recorded.request_body) | {"keep_alive": keep_alive}
+    answer = translate(path, orjson.dumps(body), UNLOADING)
+    assert isinstance(answer, Answer)
+    assert answer.unload
+    ours, theirs = orjson.loads(answer.body), orjson.loads(recorded.body)
+    assert {**ours, "created_at": ""} == {**theirs, "created_at": ""}
+    assert list(ours) == list(theirs)
+
+
+@pytest.mark.parametrize("keep_alive", NOTHING)
+def test_a_backend_that_keeps_its_model_says_that_it_is_loaded(keep_alive: object) -> None:
     for path in ("/api/chat", "/api/generate"):
-        refused = refusal(path, {"model": "m", "keep_alive": keep_alive})
-        assert (refused.status, "cannot be unloaded" in refused.message) == (400, True)
+        answer = translate(path, orjson.dumps({"model": "m", "keep_alive": keep_alive}), PLAIN)
+        assert isinstance(answer, Answer)
+        assert (orjson.loads(answer.body)["done_reason"], answer.unload) == ("load", False)
+
+
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [
+        ("/api/chat", {"messages": [{"role": "user", "content": "x"}]}),
+        ("/api/generate", {"prompt": "x"}),
+        ("/api/generate", {"prompt": "x", "raw": True}),
+        ("/api/embed", {"input": "x"}),
+        ("/api/embeddings", {"prompt": "x"}),
+    ],
+)
+def test_a_keep_alive_of_nothing_unloads_after_the_answer(path: str, asked: dict) -> None:
+    for keep_alive, wanted in ((0, True), ("5m", False), (None, False), (-1, False)):
+        body = orjson.dumps({"model": "m", "keep_alive": keep_alive, **asked})
+        for facts, unloads in ((UNLOADING, wanted), (ABLE, False)):
+            call = translate(path, body, facts)
+            assert isinstance(call, Call)
+            assert call.unload is unloads
+            assert b"keep_alive" not in call.body
 
 
 @pytest.mark.parametrize(
@@ -269,20 +352,24 @@ def test_a_keep_alive_that_is_no_duration_is_refused(keep_alive: object, message
     )
 
 
+def test_what_no_backend_can_is_refused_by_name() -> None:
+    refused = refusal("/api/generate", {"model": "m", "prompt": "x", "_debug_render_only": True}, ABLE)
+    assert (refused.status, refused.message) == (400, '"_debug_render_only" is not supported on this node')
+
+
 @pytest.mark.parametrize(
-    ("field", "value"),
+    ("asked", "sent"),
     [
-        ("raw", True),
-        ("suffix", "end"),
-        ("template", "{{ .Prompt }}"),
-        ("context", [1, 2]),
-        ("logprobs", True),
-        ("_debug_render_only", True),
+        ({}, (None, None)),
+        ({"top_logprobs": 3}, (None, None)),
+        ({"logprobs": False, "top_logprobs": 3}, (None, None)),
+        ({"logprobs": True}, (True, 1)),
+        ({"logprobs": True, "top_logprobs": 20}, (True, 20)),
     ],
 )
-def test_what_comes_later_is_refused_by_name(field: str, value: object) -> None:
-    refused = refusal("/api/generate", {"model": "m", "prompt": "x", field: value}, ABLE)
-    assert (refused.status, refused.message) == (400, f'"{field}" is not supported yet on llama.cpp nodes')
+def test_log_probabilities_are_asked_for_with_at_least_one_beside(asked: dict, sent: tuple) -> None:
+    upstream = chat(**asked)
+    assert (upstream.get("logprobs"), upstream.get("top_logprobs")) == sent
 
 
 #: Recorded from Ollama: the same request must be refused in the same words. A status that facts name as
@@ -410,3 +497,78 @@ def test_any_text_arrives_as_it_was_written(text: str, stop: str) -> None:
     sent = chat(messages=[{"role": "user", "content": text}], options={"stop": [stop]})
     assert sent["messages"] == [{"role": "user", "content": text}]
     assert sent["stop"] == [stop]
+
+
+# ---- servers of the plain OpenAI dialect
+
+OTHER = dataclasses.replace(ABLE, flavour="openai", context_tokens=None)
+PLAIN_OPENAI = {"temperature": 0.8, "top_p": 0.9, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+
+
+def test_an_openai_server_gets_the_fields_of_its_own_dialect_only() -> None:
+    assert chat(OTHER) == {
+        "model": "the-backend's-id",
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "messages": [{"role": "user", "content": "hi"}],
+        **PLAIN_OPENAI,
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "sent"),
+    [
+        ({"temperature": 0, "top_p": 1}, {"temperature": 0.0, "top_p": 1.0}),
+        ({"num_predict": 7, "stop": ["a"]}, {"max_tokens": 7, "stop": ["a"]}),
+        ({"num_predict": -1}, {}),
+        ({"num_predict": 0}, {}),
+        ({"seed": 3}, {"seed": 3}),
+        ({"seed": -1}, {}),
+        (
+            {"top_k": 5, "min_p": 0.1, "repeat_penalty": 1.1},
+            {"top_k": 5, "min_p": 0.1, "repeat_penalty": 1.1},
+        ),
+        ({"top_k": None, "num_keep": 9, "num_ctx": 99, "num_batch": 1}, {}),
+    ],
+)
+def test_an_openai_server_hears_of_the_rest_what_the_caller_named(options: dict, sent: dict) -> None:
+    got = chat(OTHER, options=options)
+    gone = {"model", "stream", "stream_options", "messages"}
+    assert {name: value for name, value in got.items() if name not in gone} == PLAIN_OPENAI | sent
+
+
+@pytest.mark.parametrize(
+    ("think", "sent"),
+    [
+        (None, {}),
+        (True, {"chat_template_kwargs": {"enable_thinking": True}}),
+        (False, {"chat_template_kwargs": {"enable_thinking": False}}),
+        ("low", {"reasoning_effort": "low"}),
+        ("max", {"reasoning_effort": "high"}),
+    ],
+)
+def test_an_openai_server_is_told_to_think_only_when_the_caller_does(think: object, sent: dict) -> None:
+    got = chat(OTHER, think=think)
+    names = ("chat_template_kwargs", "reasoning_effort")
+    assert {name: got[name] for name in names if name in got} == sent
+
+
+@pytest.mark.parametrize(
+    ("asked", "sent"),
+    [({"logprobs": True}, {"logprobs": True}), ({"logprobs": True, "top_logprobs": 2}, {"top_logprobs": 2})],
+)
+def test_an_openai_server_gets_log_probabilities_as_they_were_asked_for(asked: dict, sent: dict) -> None:
+    got = chat(OTHER, **asked)
+    assert sent.items() <= got.items()
+    assert ("top_logprobs" in got) is ("top_logprobs" in asked)
+
+
+def test_tools_images_and_formats_are_the_same_for_any_server() -> None:
+    fields = {
+        "tools": [TOOL],
+        "format": "json",
+        "messages": [{"role": "user", "content": "x", "images": [PNG]}],
+    }
+    ours, theirs = chat(OTHER, **fields), chat(**fields)
+    for name in ("tools", "response_format", "messages"):
+        assert ours[name] == theirs[name]

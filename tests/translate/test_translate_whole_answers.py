@@ -7,8 +7,17 @@ import math
 import orjson
 import pytest
 
-from herd_node.translate import Answer, Call, ModelFacts, model_digest, reclassify, translate, translate_error
-from herd_node.translate.moments import rfc3339
+from herd_node.translate import (
+    Answer,
+    Call,
+    ModelFacts,
+    honest_error,
+    model_digest,
+    reclassify,
+    translate,
+    translate_error,
+)
+from herd_node.translate.moments import Stamps, rfc3339
 from herd_node.translate.show import human_number
 from tests.fakes.recordings import recording
 
@@ -177,6 +186,39 @@ def test_ollamas_500s_that_are_the_callers_mistake_become_400(name: str, status:
 
 
 @pytest.mark.parametrize(
+    ("kind", "name", "said"),
+    [
+        ("llama-server", "llamacpp/embeddings-too-long", {"code": 400, "type": "invalid_request_error"}),
+        ("llama-server", "llamacpp/embeddings-not-enabled", {"code": 400, "type": "invalid_request_error"}),
+        ("llama-server", "llamacpp/chat-loading-503", {"code": 503, "type": "unavailable_error"}),
+        ("llama-server", "llamacpp/err-ctx-exceeded", {"code": 400, "type": "exceed_context_size_error"}),
+    ],
+)
+def test_a_body_says_the_status_that_it_has(kind: str, name: str, said: dict) -> None:
+    recorded = recording(name)
+    status, body = honest_error(kind, recorded.status, recorded.body)
+    ours, theirs = orjson.loads(body)["error"], orjson.loads(recorded.body)["error"]
+    assert (status, {key: ours[key] for key in said}) == (said["code"], said)
+    assert (list(ours), ours["message"]) == (list(theirs), theirs["message"])
+    assert (body == recorded.body) is (status == recorded.status)
+
+
+def test_in_ollamas_dialect_only_the_status_changes() -> None:
+    recorded = recording("ollama/err-option-type")
+    assert honest_error("ollama", recorded.status, recorded.body) == (400, recorded.body)
+    openai = (
+        b'{"error":{"message":"option \\"seed\\" must be of type integer","type":"api_error","code":null}}'
+    )
+    status, body = honest_error("ollama", 500, openai)
+    assert (status, orjson.loads(body)["error"]["type"]) == (400, "invalid_request_error")
+
+
+def test_an_embedding_that_is_too_long_is_the_callers_mistake_on_the_older_path_too() -> None:
+    body = b'{"error":"the input length exceeds the context length"}'
+    assert honest_error("ollama", 500, body) == (400, body)
+
+
+@pytest.mark.parametrize(
     "error",
     [
         "llama-server process has terminated: exit status 3: error: something bad",
@@ -260,6 +302,16 @@ def test_what_is_not_known_is_not_shown() -> None:
     assert not {"parameters", "template"} & ours.keys()
 
 
+def test_a_server_of_the_openai_dialect_is_shown_as_such() -> None:
+    able = frozenset({"completion", "vision"})
+    ours = shown(
+        ModelFacts(name="m", upstream_id="m", flavour="openai", context_tokens=4096, capabilities=able)
+    )
+    assert (ours["details"]["family"], ours["details"]["format"]) == ("openai", "")
+    assert ours["model_info"] == {"general.architecture": "openai", "openai.context_length": 4096}
+    assert ours["capabilities"] == ["completion", "vision"]
+
+
 @pytest.mark.parametrize(
     ("count", "text"),
     [
@@ -291,3 +343,8 @@ def test_digests_differ_between_models_and_stay_the_same() -> None:
 )
 def test_times_are_written_as_go_writes_them(wall_s: float, text: str) -> None:
     assert rfc3339(wall_s) == text
+
+
+def test_times_of_many_lines_are_those_of_each() -> None:
+    stamps, times_s = Stamps(), [0.0, 0.5, 1.25, 1.25, 0.5, 1795403355.25]
+    assert [stamps.rfc3339(wall_s) for wall_s in times_s] == [rfc3339(wall_s) for wall_s in times_s]
