@@ -29,6 +29,10 @@ from herd_node.backends.warm import WarmMemory
 from herd_node.discovery import RouterFinder
 from herd_node.gateway import MAX_BODY_BYTES, Calls, Gateway
 from herd_node.membership import Membership
+from herd_node.models.downloads import Downloads
+from herd_node.models.folder import ModelsFolder
+from herd_node.models.manager import in_order
+from herd_node.models.outward import Outward
 from herd_node.net.asgi import asgi_endpoint
 from herd_node.net.lane import lane_protocol
 from herd_node.net.pool import Origin
@@ -48,6 +52,9 @@ from herd_node.sensors import Sensors
 from herd_node.settings import Settings, Surroundings
 
 _log = logging.getLogger(__name__)
+
+#: What may be kept in memory as a whole; the rest is not for the lane.
+_PLAIN_PATHS = [path for path, route in FORWARDED_BY_PATH.items() if route.body == "whole"]
 
 #: A llama-server must not be asked for its slots more often (docs/backends.md).
 LEAST_POLL_GAP_S = 1.0
@@ -132,7 +139,9 @@ class Watch:
             return None
         taken, models = self._slots_taken, reading.models
         if taken is not None:
-            models = tuple(replace(model, slots_taken=taken) for model in models)
+            models = tuple(
+                replace(model, slots_taken=taken) if model.state == "hot" else model for model in models
+            )
         return BackendState(
             id=self.backend.id,
             kind=reading.kind,
@@ -141,6 +150,9 @@ class Watch:
             reason=reading.reason,
             max_loaded=reading.max_loaded,
             models=models,
+            endpoints=reading.endpoints,
+            manages=in_order(self.backend.manager.offers),
+            disk_free_bytes=self.backend.manager.free_bytes,
         )
 
 
@@ -158,6 +170,7 @@ class Agent:
         self._warm = WarmMemory.parse(_read(self._node_dir.warm_file))
         self._backend_http = backend_client()
         self._router_http = control_client()
+        self._downloads = _downloads(start, self._tasks)
         self.watches = self._make_watches()
         self._standing: object = None
         self._said = ""
@@ -181,7 +194,9 @@ class Agent:
             backends=lambda: [watch.backend for watch in self.watches],
             relay=self._relay,
             clock=clock,
+            tasks=self._tasks,
             on_ping=self._pinged,
+            spool_folder=start.data_dir.models,
         )
         self._finder = RouterFinder(self._tasks, clock, self._changed, lambda: self._addresses)
         self.client = RouterClient(
@@ -203,7 +218,7 @@ class Agent:
             on_stop=self._signalled,
             graceful_s=_GRACEFUL_S,
             hold=True,
-            http=lane_protocol(dict.fromkeys(FORWARDED_BY_PATH, self.gateway.handle), MAX_BODY_BYTES),
+            http=lane_protocol(dict.fromkeys(_PLAIN_PATHS, self.gateway.handle), MAX_BODY_BYTES),
         )
 
     # -- life ------------------------------------------------------------------------------------------------
@@ -364,6 +379,8 @@ class Agent:
             owner_of=self._start.owner_of,
             warm=self._warm,
             on_change=self._look_again,
+            downloads=self._downloads,
+            until_unused=lambda backend, model: self.gateway.calls.until_unused((backend, model)),
         )
         interval_s = settings.heartbeat_interval
         urls = settings.backend or DEFAULT_URLS
@@ -440,7 +457,15 @@ def _read_host(sensors: Sensors) -> Host:
 def _model_folder(start: Start) -> Path:
     """Where models take disk space: Ollama's folder if there is one, else our own."""
     ollama = start.surroundings.models or Path.home() / ".ollama" / "models"
-    return ollama if ollama.is_dir() else start.data_dir.models
+    return ollama if ollama.is_dir() else start.settings.models_dir or start.data_dir.models
+
+
+def _downloads(start: Start, tasks: Tasks) -> Downloads:
+    """Connects nowhere until a call asks for a pull."""
+    named, around = start.settings.models_dir, start.surroundings
+    folder = ModelsFolder((named or start.data_dir.models).absolute(), named=named is not None)
+    outward = Outward(around.proxy, agent=f"herd-node/{agent_version()}")
+    return Downloads(folder, outward, tasks, start.clock, hub=around.hub)
 
 
 def _read(path: Path) -> bytes | None:

@@ -53,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--backend", metavar="URL", action="append", help="a local server; repeatable; its kind is detected")
     add("--embedded", action="store_true", help="run a llama.cpp server of its own")
     add("--model", metavar="FILE.gguf", help="for --embedded; default: a small model, fetched once (98 MB)")
+    add("--models-dir", metavar="DIR", help="where GGUF files are pulled to; default: in the data folder")
     add("--host", help="address of the gateway; default: as near as the router is; * is every interface")
     add("--port", help="port of the gateway (11436)")
     add("--data-dir", metavar="DIR", help="default: ~/.fleet-manager")
@@ -149,10 +150,12 @@ def _serve(settings: Settings, data_dir: DataDir, token: Token | None) -> int:
     from herd_node.membership import Membership
     from herd_node.net.server import StartPortTaken, bind, port_of
     from herd_node.runtime.clock import SystemClock
+    from herd_node.runtime.garbage import look_seldom
     from herd_node.runtime.limits import raise_open_files
     from herd_node.settings import surroundings
 
     raise_open_files()
+    look_seldom()
     membership = Membership(data_dir, settings.node_id, token)
     host = settings.host or _default_host(settings, membership)
     try:

@@ -53,6 +53,9 @@ class BackendState(NamedTuple):
     reason: str | None
     max_loaded: int | None
     models: tuple[Model, ...]
+    endpoints: tuple[str, ...] = ()
+    manages: tuple[str, ...] = ()
+    disk_free_bytes: int | None = None
 
 
 class Self(NamedTuple):
@@ -149,6 +152,9 @@ def _backend(state: BackendState) -> Backend:
         ready=state.ready,
         reason=_short(state.reason),
         max_loaded=state.max_loaded,
+        endpoints=state.endpoints,
+        manages=state.manages,
+        disk_free_bytes=state.disk_free_bytes,
     )
 
 

@@ -23,6 +23,7 @@ from herd_node.runtime.paths import default_root
 
 PREFIX = "FLEET_NODE_"
 ROUTER_PORT = 11435
+HUB = "https://huggingface.co"
 
 
 class SettingsError(Exception):
@@ -90,6 +91,9 @@ class Settings(BaseSettings):
     model: Path | None = Field(
         None, description="GGUF file for the embedded server; empty means the small model, fetched once."
     )
+    models_dir: Path | None = Field(
+        None, description="Folder that GGUF files are pulled into; empty means `models` in the data folder."
+    )
     host: str = Field(
         "", description="Address the gateway listens on, `*` for all; empty: as near as the router is."
     )
@@ -129,12 +133,28 @@ class Settings(BaseSettings):
         return self.id or legal_node_id(socket.gethostname())
 
 
+class Proxy(NamedTuple):
+    """HTTPS_PROXY (or ALL_PROXY) and NO_PROXY: how this machine gets outward, for pulls alone.
+
+    What is fetched over plain http lies on this network, so HTTP_PROXY has nothing to do.
+    """
+
+    url: str = ""
+    without: tuple[str, ...] = ()
+
+    def for_host(self, host: str) -> str | None:
+        return None if not self.url or any(_is_within(host, name) for name in self.without) else self.url
+
+
 class Surroundings(NamedTuple):
-    """Other programs' variables: how the Ollama beside the agent is (probably) set up."""
+    """Other programs' variables: how the Ollama beside the agent is (probably) set up; the way outward."""
 
     num_parallel: int | None
     max_loaded: int | None
     models: Path | None
+    proxy: Proxy = Proxy()
+    hub: str = HUB
+    """HF_ENDPOINT: where Hugging Face, or a mirror of it, is."""
 
 
 def load(
@@ -167,7 +187,24 @@ def surroundings(environ: Mapping[str, str] | None = None) -> Surroundings:
         _positive(env.get("OLLAMA_NUM_PARALLEL")),
         _positive(env.get("OLLAMA_MAX_LOADED_MODELS")),
         Path(models) if models else None,
+        _proxy(env),
+        (env.get("HF_ENDPOINT") or HUB).rstrip("/"),
     )
+
+
+def _proxy(env: Mapping[str, str]) -> Proxy:
+    """Lower case counts first, as in other programs."""
+    names = ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
+    url = next((env[name] for name in names if env.get(name)), "")
+    without = (env.get("no_proxy") or env.get("NO_PROXY") or "").lower()
+    names_without = tuple(name.strip() for name in without.split(",") if name.strip())
+    return Proxy(url if not url or "://" in url else f"http://{url}", names_without)
+
+
+def _is_within(host: str, name: str) -> bool:
+    """`name` of NO_PROXY: `*`, a host, or the domain that it stands in."""
+    domain = name.lstrip("*").lstrip(".")
+    return name == "*" or host.lower() == domain or host.lower().endswith(f".{domain}")
 
 
 def _positive(text: str | None) -> int | None:

@@ -7,7 +7,7 @@ pool. It knows nothing of routers, heartbeats or dialect translation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 from urllib.parse import urlsplit
@@ -15,6 +15,8 @@ from urllib.parse import urlsplit
 import httpx
 
 from herd_node.backends.warm import WarmMemory
+from herd_node.models.downloads import Downloads
+from herd_node.models.manager import Manager
 from herd_node.net.pool import Origin
 from herd_node.protocol.wire import BackendKind, Model
 from herd_node.runtime.clock import Clock
@@ -38,6 +40,8 @@ class Reading:
     reason: str | None = None
     max_loaded: int | None = None
     models: tuple[Model, ...] = ()
+    endpoints: tuple[str, ...] = ()
+    """Of those that not every backend has, the ones that this one offers."""
     detect_again: bool = False
 
 
@@ -83,6 +87,10 @@ class Owner(NamedTuple):
     children: tuple[tuple[str, ...], ...]
 
 
+async def _at_once(_backend: str, _model: str) -> None:
+    return
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Means:
     """What a backend is built with; made once by the agent.
@@ -90,7 +98,8 @@ class Means:
     `slots` is FLEET_NODE_SLOTS; `num_parallel` and `max_loaded` are OLLAMA_NUM_PARALLEL and
     OLLAMA_MAX_LOADED_MODELS of the agent's own environment. `owner_of` (`processes.PortOwners().owner_of`)
     blocks, so it is run in a thread. `on_change` is called when a load begins or ends, or a child comes or
-    goes, between two polls: the agent then polls and beats at once.
+    goes, between two polls: the agent then polls and beats at once. `downloads` fill the agent's folder of
+    GGUF files; `until_unused` returns when no call runs on a model (backend id, weights or canonical name).
     """
 
     http: httpx.AsyncClient
@@ -103,6 +112,8 @@ class Means:
     owner_of: Callable[[Origin], Owner | None] = lambda _origin: None
     warm: WarmMemory = field(default_factory=WarmMemory)
     on_change: Callable[[], None] = lambda: None
+    downloads: Downloads | None = None
+    until_unused: Callable[[str, str], Awaitable[None]] = _at_once
 
 
 class Backend(Protocol):
@@ -150,6 +161,16 @@ class Backend(Protocol):
 
         Cancelling the caller does not cancel the load.
         """
+
+    async def unload(self, name: str) -> None:
+        """Unload a model; returns once it is, at once where it is not loaded. Raises LoadFailed.
+
+        Only where `manager.offers` has `unload`.
+        """
+
+    @property
+    def manager(self) -> Manager:
+        """What it can be told to do with its models."""
 
     async def slots_taken(self) -> int | None:
         """Slots that are busy by the server's own word, if it gives one. Ask only while something runs."""

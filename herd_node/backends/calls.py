@@ -42,13 +42,14 @@ class Answer(NamedTuple):
 def control_client() -> httpx.AsyncClient:
     """The agent's one client for control calls; whoever makes it closes it.
 
-    Idle connections live 3 s: llama-server closes them after 5 s, the very interval of the polls.
+    Idle connections live 3 s: llama-server closes them after 5 s, the very interval of the polls. Pulls hold
+    theirs for hours, so there is no limit that they could use up.
     """
     return httpx.AsyncClient(
         trust_env=False,
         follow_redirects=False,
         timeout=httpx.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
-        limits=httpx.Limits(max_connections=32, max_keepalive_connections=8, keepalive_expiry=3.0),
+        limits=httpx.Limits(max_connections=None, max_keepalive_connections=8, keepalive_expiry=3.0),
     )
 
 

@@ -2,8 +2,7 @@
 
 The order is fixed, and the first that fits counts:
 1. `/api/version` with a string `version` and `/api/tags` with a list: Ollama (never by the text of `/`);
-2. `/props` with `role: router`: llama-server in router mode, recognised and refused;
-   `/props` with `total_slots`: llama-server with one model;
+2. `/props` with `role: router`: llama-server in router mode; with `total_slots`: with one model;
 3. `/v1/models` with a list `data`: another OpenAI-compatible server.
 A 503 on the way leaves it open: a llama-server that loads answers 503 everywhere, so no later step may count.
 """
@@ -26,9 +25,11 @@ from herd_node.backends.base import (
     origin_of,
 )
 from herd_node.backends.calls import Answer, Headers, NoAnswer, ask, error_text, whole
+from herd_node.backends.llama_router import LlamaRouter
 from herd_node.backends.llamacpp import LlamaCpp
 from herd_node.backends.ollama import Ollama
 from herd_node.backends.openai_compatible import OpenAICompatible
+from herd_node.models.manager import Manager, NoManager
 from herd_node.net.pool import Origin
 from herd_node.protocol.wire import BackendKind, Model
 
@@ -36,6 +37,8 @@ from herd_node.protocol.wire import BackendKind, Model
 DEFAULT_URLS = ("http://127.0.0.1:11434", "http://127.0.0.1:8080")
 
 Kind = Literal["ollama", "llama-server", "llama-router", "openai"]
+
+_NO_MANAGER = NoManager()
 
 
 class Detected(NamedTuple):
@@ -71,7 +74,7 @@ async def look(url: str, http: httpx.AsyncClient, headers: Headers = ()) -> Dete
         # 2. llama-server
         props = (await get("/props")).fields
         if props.get("role") == "router":
-            return Detected("llama-router", router_mode_refused(url))
+            return Detected("llama-router")
         if whole(props.get("total_slots")) is not None:
             return Detected("llama-server")
         # 3. anything that speaks OpenAI's dialect
@@ -84,15 +87,8 @@ async def look(url: str, http: httpx.AsyncClient, headers: Headers = ()) -> Dete
     return Detected(None, f"what listens at {url} is neither Ollama nor llama-server nor OpenAI-compatible")
 
 
-def router_mode_refused(url: str) -> str:
-    return (
-        f"the llama-server at {url} runs in router mode, which herd-node cannot wrap yet; "
-        "start it with one model (llama-server -m FILE.gguf)"
-    )
-
-
 def make(kind: str, url: str, means: Means, *, headers: Headers = ()) -> Backend:
-    """The backend of a detected kind. Raises ValueError for router mode and unknown words."""
+    """The backend of a detected kind. Raises ValueError for unknown words."""
     origin = origin_of(url)
     match kind:
         case "ollama":
@@ -102,7 +98,7 @@ def make(kind: str, url: str, means: Means, *, headers: Headers = ()) -> Backend
         case "openai":
             return OpenAICompatible(origin, means, headers=headers)
         case "llama-router":
-            raise ValueError(router_mode_refused(url))
+            return LlamaRouter(origin, means, headers=headers)
     raise ValueError(f"there is no backend of kind {kind!r}")
 
 
@@ -149,10 +145,6 @@ class Watched:
         found = await look(self.url, self._means.http, self.headers)
         if found.kind is None:
             return self._still_unknown(found.reason)
-        if found.kind == "llama-router":
-            self._inner = None
-            self._unfound = Reading(kind=found.kind, reason=found.reason, detect_again=True)
-            return self._unfound
         if self._inner is None or self._inner.kind != found.kind:
             self._inner = make(found.kind, self.url, self._means, headers=self.headers)
         return await self._inner.poll(now_s)
@@ -175,6 +167,14 @@ class Watched:
     async def ensure_loaded(self, name: str, load_options: Mapping[str, object]) -> None:
         if self._inner is not None:
             await self._inner.ensure_loaded(name, load_options)
+
+    async def unload(self, name: str) -> None:
+        if self._inner is not None:
+            await self._inner.unload(name)
+
+    @property
+    def manager(self) -> Manager:
+        return _NO_MANAGER if self._inner is None else self._inner.manager
 
     async def slots_taken(self) -> int | None:
         return None if self._inner is None else await self._inner.slots_taken()

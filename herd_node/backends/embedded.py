@@ -1,5 +1,7 @@
 """llama.cpp's server as a child of the agent: started, watched, started again; one more backend to the rest.
 
+Its child has one model; another of the models folder is loaded by another child in its place.
+
 The child is `embedded_server`; it ends by itself when the pipe that this process holds closes. Each start
 has a new random port and a new random key, so `origin` and `headers` change and are read for each request.
 """
@@ -21,11 +23,16 @@ from pathlib import Path
 import psutil
 
 from herd_node.backends import small_model
-from herd_node.backends.base import OPENAI_ONLY, Facts, Means, Reading, base_url, origin_of
+from herd_node.backends.base import OPENAI_ONLY, Facts, LoadFailed, Means, Reading, base_url, origin_of
 from herd_node.backends.calls import Headers
 from herd_node.backends.embedded_server import LARGE_BATCH_TOKENS, NO_ENGINE, SMALL_BATCH_TOKENS
 from herd_node.backends.llamacpp import LlamaCpp, file_stem
+from herd_node.backends.polled import facts_of, index
+from herd_node.models.folder import GgufFile
+from herd_node.models.folder_manager import FolderManager
+from herd_node.models.manager import Refused
 from herd_node.net.pool import Origin
+from herd_node.protocol.names import canonical
 from herd_node.protocol.wire import BackendKind, Model, ModelState
 from herd_node.runtime.chance import new_hex
 
@@ -34,6 +41,7 @@ log = logging.getLogger(__name__)
 FIRST_DELAY_S = 0.5
 MAX_DELAY_S = 30.0
 STOP_WAIT_S = 2.0
+LOOK_INTERVAL_S = 0.25
 MAX_LOG_BYTES = 8 * 1024 * 1024
 MISSING_ENGINE = "the embedded server needs its engine: pip install 'herd-fleet[embedded]'"
 
@@ -91,18 +99,36 @@ def missing_engine() -> str | None:
 
 
 class EmbeddedServer:
-    """A `Backend`; `start` it once, `stop` it before the loop ends."""
+    """A `Backend`; `start` it once, `stop` it before the loop ends.
+
+    It serves one file at a time: the one it was made with, until a call is for another of the models folder.
+    Then it waits until nothing runs on the old one, and starts its child anew.
+    """
 
     id = "embedded"
     native = OPENAI_ONLY
 
     def __init__(self, config: EmbeddedConfig, means: Means) -> None:
         self.config = config
+        self.manager = FolderManager(self, means.downloads, lambda: True)
+        self.reading = Reading(kind="llama-server", reason="not started yet")
         self._means = means
         self._inner: LlamaCpp | None = None
         self._runner: asyncio.Task[None] | None = None
-        self._model = self._first_guess()
-        self._down = Reading(kind="llama-server", reason="not started yet", models=(self._model,))
+        self._file: Path | None = config.model_file
+        """What is served, or is to be; None: nothing, until a call needs it."""
+        self._files = {config.name: GgufFile(config.name, config.model_file, 0, 0.0)}
+        self._seen: dict[str, Model] = {}
+        """By name, as it was when it was loaded last."""
+        self._down = Reading(kind="llama-server", reason="not started yet")
+        self._polling = asyncio.Lock()
+        self._one_switch = asyncio.Lock()
+        self._switches: dict[str, asyncio.Task[LoadFailed | None]] = {}
+        self._leaving = False
+        """The child is to go, and nothing new may begin on it."""
+        self._ended: str | None = None
+        self._changed = asyncio.Event()
+        self._compose()
 
     # -- what it is to others
 
@@ -122,30 +148,25 @@ class EmbeddedServer:
     def headers(self) -> Headers:
         return () if self._inner is None else self._inner.headers
 
-    @property
-    def reading(self) -> Reading:
-        return self._down if self._inner is None else self._inner.reading
-
     async def poll(self, now_s: float) -> Reading:
-        inner = self._inner
-        if inner is None:
-            return self._down
-        reading = await inner.poll(now_s)
-        if reading.ready and reading.models:
-            self._model = reading.models[0]
-        return self.reading  # the child may have ended meanwhile
+        await asyncio.to_thread(self._look)
+        await self._poll_child(now_s)
+        self._compose()
+        return self.reading
 
     def model(self, name: str) -> Model | None:
-        return None if self._inner is None else self._inner.model(name)
+        return self._by_name.get(name) if self._inner is not None or self._loads_on_request else None
 
     def upstream_model(self, name: str) -> str | None:
-        return None if self._inner is None else self._inner.upstream_model(name)
+        model = self.model(name)
+        return None if model is None else model.name
 
     def facts(self, name: str) -> Facts | None:
-        return None if self._inner is None else self._inner.facts(name)
-
-    async def ensure_loaded(self, name: str, load_options: Mapping[str, object]) -> None:
-        """Its model is loaded as long as it runs."""
+        model = self.model(name)
+        if model is None:
+            return None
+        told = self._inner.facts(canonical(model.name)) if self._inner is not None else None
+        return facts_of(model, model.name) if told is None else told._replace(name=model.name)
 
     async def slots_taken(self) -> int | None:
         return None if self._inner is None else await self._inner.slots_taken()
@@ -168,10 +189,11 @@ class EmbeddedServer:
         while True:
             began_s = clock.now_s()
             reason = await self._one_life()
-            log.warning("%s %s", self.config.name, reason)
+            log.warning("%s %s", self._name, reason)
             if clock.now_s() - began_s >= MAX_DELAY_S:
                 delay_s = FIRST_DELAY_S
-            self._go_down(f"{reason}; next try in {delay_s:g} s", "cold")
+            self._go_down(f"{reason}; next try in {delay_s:g} s")
+            self._tell_switch(reason)
             await clock.sleep(delay_s)
             delay_s = min(2 * delay_s, MAX_DELAY_S)
 
@@ -179,7 +201,7 @@ class EmbeddedServer:
         """Start a child and wait for its end; returns why it ended, as the rest of a sentence."""
         if (missing := missing_engine()) is not None:
             return missing
-        self._go_down("loading its model", "loading")
+        self._go_down("loading its model")
         key = new_hex(16)
         try:
             process = await self._spawn()
@@ -199,6 +221,7 @@ class EmbeddedServer:
                 headers: Headers = ((b"authorization", f"Bearer {key}".encode()),)
                 self._inner = LlamaCpp(origin_of(url), self._means, headers=headers, backend=self.id)
                 self._inner.reading = replace(self._down, reason="loading its model")
+                self._tell_switch(None)
                 self._means.on_change()
             status = await process.wait()
         finally:
@@ -228,35 +251,18 @@ class EmbeddedServer:
                 os.write(log_file, without_prompts.feed(piece))
 
     def _configuration(self, key: str) -> bytes:
-        config = self.config
+        config, file = self.config, self._file or self.config.model_file
         available = psutil.virtual_memory().available
         line = {
-            "model": str(config.model_file),
-            "alias": config.name,
+            "model": str(file),
+            "alias": model_name(file),
             "api_key": key,
             "threads": config.threads or half_of_the_cores(),
             "slots": config.slots,
             "context_tokens": config.context_tokens,
-            "batch_tokens": batch_tokens(_size(config.model_file) or 0, available),
+            "batch_tokens": batch_tokens(_size(file) or 0, available),
         }
         return json.dumps(line).encode() + b"\n"
-
-    def _go_down(self, reason: str, state: ModelState) -> None:
-        model = replace(self._model, state=state, slots_taken=None)
-        self._down = Reading(kind="llama-server", reason=reason, models=(model,))
-        self._means.on_change()
-
-    def _first_guess(self) -> Model:
-        """What the beats list before the first poll: the router shall wait for it, not refuse."""
-        return Model(
-            name=self.config.name,
-            backend=self.id,
-            capabilities=("completion", "embedding"),
-            size_bytes=_size(self.config.model_file),
-            context_tokens=self.config.context_tokens,
-            context_fixed=True,
-            slots=self._means.slots or self.config.slots,
-        )
 
     def _last_log_line(self) -> str:
         try:
@@ -264,6 +270,174 @@ class EmbeddedServer:
         except OSError:
             return ""
         return next((line.strip()[:200] for line in reversed(lines) if line.strip()), "")
+
+    # -- its models
+
+    @property
+    def _name(self) -> str:
+        """Of the model that is served, or is to be."""
+        return "" if self._file is None else model_name(self._file)
+
+    @property
+    def _loads_on_request(self) -> bool:
+        """No child, and that is as it should be: the next call gets one."""
+        return self._file is None or bool(self._switches)
+
+    def _look(self) -> None:
+        """The files that it could serve. Blocks a little."""
+        downloads = self._means.downloads
+        own = self.config.model_file
+        files = {self.config.name: GgufFile(self.config.name, own, _size(own) or 0, 0.0)}
+        for file in downloads.folder.files() if downloads is not None else ():
+            files.setdefault(model_name(file.path), file._replace(name=model_name(file.path)))
+        self._files = files
+        self.manager.look()
+
+    async def _poll_child(self, now_s: float) -> Reading | None:
+        async with self._polling:
+            inner = self._inner
+            if inner is None:
+                return None
+            reading = await inner.poll(now_s)
+            if reading.ready and reading.models:
+                self._seen[reading.models[0].name] = reading.models[0]
+            return reading if self._inner is inner else None  # it may have ended meanwhile
+
+    def _compose(self) -> None:
+        """One reading of the child and of what it could serve instead."""
+        reading = self._down if self._inner is None else self._inner.reading
+        if self._loads_on_request:
+            reading = replace(reading, ready=True, reason=None)
+        current = next(iter(reading.models), None) if self._inner is not None else None
+        models = []
+        for name, file in self._files.items():
+            if current is not None and name == current.name:
+                models.append(replace(current, aliases=(*current.aliases, *file.aliases)))
+            else:
+                models.append(self._unloaded(name, file))
+        self.reading = replace(reading, models=tuple(models), max_loaded=1)
+        self._by_name = index(self.reading.models)
+
+    def _unloaded(self, name: str, file: GgufFile) -> Model:
+        """What the beats list: the router shall wait for it, not refuse."""
+        state: ModelState = "loading" if name == self._name and self._is_starting else "cold"
+        known = self._seen.get(name)
+        if known is not None:
+            return replace(known, state=state, slots_taken=None, aliases=file.aliases)
+        return Model(
+            name=name,
+            aliases=file.aliases,
+            backend=self.id,
+            state=state,
+            capabilities=("completion", "embedding"),
+            size_bytes=_size(file.path),
+            context_tokens=self.config.context_tokens,
+            context_fixed=True,
+            slots=self._means.slots or self.config.slots,
+            digest=file.sha256,
+            modified_s=file.modified_wall_s or None,
+        )
+
+    @property
+    def _is_starting(self) -> bool:
+        return self._inner is None and self._down.reason == "loading its model"
+
+    def _go_down(self, reason: str) -> None:
+        self._down = Reading(kind="llama-server", reason=reason)
+        self._compose()
+        self._means.on_change()
+
+    # -- loading and unloading
+
+    async def ensure_loaded(self, name: str, load_options: Mapping[str, object]) -> None:
+        """The options are its own, so they change nothing."""
+        model = self._by_name.get(canonical(name))
+        if model is None:
+            raise LoadFailed(f"model '{name}' not found", 404)
+        if model.name == self._name and self._inner is not None and not self._leaving:
+            return
+        task = self._switches.get(model.name)
+        if task is None:
+            task = self._means.tasks.spawn(self._switch(model.name), name=f"load {model.name}")
+            self._switches[model.name] = task
+        failure = await asyncio.shield(task)
+        if failure is not None:
+            raise failure
+
+    async def unload(self, name: str) -> None:
+        model = self._by_name.get(canonical(name))
+        if model is None:
+            raise LoadFailed(f"model '{name}' not found", 404)
+        async with self._one_switch:
+            if model.name == self._name:
+                await self._let_go()
+                self._file = None
+                self._go_down("no model is loaded")
+
+    async def _switch(self, name: str) -> LoadFailed | None:
+        """Serve another file. Where that does not work the old one is served again."""
+        try:
+            async with self._one_switch:
+                file, before = self._files.get(name), self._file
+                if file is None:
+                    return LoadFailed(f"model '{name}' not found", 404)
+                if name != self._name:
+                    await self._let_go()
+                    self._file = file.path
+                self.start()
+                reason = await self._until_up()
+                if reason is None:
+                    return None
+                if before != file.path:
+                    await self.stop()
+                    self._file = before
+                    if before is not None:
+                        self.start()
+                return LoadFailed(f"model '{name}' cannot be loaded: its server {reason}")
+        finally:
+            del self._switches[name]
+            self._compose()
+            self._means.on_change()
+
+    async def _let_go(self) -> None:
+        """End the child, once nothing runs on it."""
+        self._leaving = True
+        try:
+            if self._inner is not None:
+                await self._means.until_unused(self.id, canonical(self._name))
+            await self.stop()
+        finally:
+            self._leaving = False
+
+    async def _until_up(self) -> str | None:
+        """None when the child is ready, else why it ended."""
+        clock = self._means.clock
+        while True:
+            changed = self._changed
+            if self._inner is None:
+                await changed.wait()
+                if self._ended is not None:
+                    return self._ended
+            reading = await self._poll_child(clock.now_s())
+            if reading is not None and reading.ready:
+                self._compose()
+                return None
+            if reading is not None:
+                await clock.sleep(LOOK_INTERVAL_S)
+
+    def _tell_switch(self, ended: str | None) -> None:
+        changed, self._changed = self._changed, asyncio.Event()
+        self._ended = ended
+        changed.set()
+
+    async def before_removal(self, file: GgufFile) -> None:
+        """Its child reads the file from the disk."""
+        if file.path.absolute() == self.config.model_file.absolute():
+            raise Refused(400, f"'{self.config.name}' is the model that this node was started with")
+        await self.unload(model_name(file.path))
+
+    def folder_changed(self) -> None:
+        self._means.on_change()
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:

@@ -69,6 +69,12 @@ class LlamaCpp(Polled):
             kind=self.kind, version=text(props.fields.get("build_info")), ready=True, models=(state,)
         )
 
+    async def _endpoints(self, reading: Reading, now_s: float) -> tuple[str, ...]:
+        """Any POST wakes a sleeping model, so a sleeping one is not asked."""
+        if any(model.state != "hot" for model in reading.models):
+            return self._offers.endpoints
+        return await super()._endpoints(reading, now_s)
+
     def upstream_model(self, name: str) -> str | None:
         return None if self.model(name) is None else self._upstream_id
 

@@ -30,6 +30,7 @@ from herd_node.backends.ollama_lists import (
     parse_tags,
     residency_key,
 )
+from herd_node.backends.ollama_manager import OllamaManager
 from herd_node.backends.polled import Polled
 from herd_node.net.pool import Origin
 from herd_node.protocol.names import canonical
@@ -62,6 +63,7 @@ class Ollama(Polled):
         self._seen = Seen(tags=(), loaded=(), shown={})
         self._loads: dict[tuple[str, bytes], asyncio.Task[LoadFailed | None]] = {}
         self._loaded_with: dict[str, tuple[bytes, int | None]] = {}
+        self.manager = OllamaManager(self, means.http, means.on_change)
 
     async def _read(self, now_s: float) -> Reading:
         # 1. the lists
@@ -174,6 +176,24 @@ class Ollama(Polled):
         failure = await asyncio.shield(task)
         if failure is not None:
             raise failure
+
+    async def unload(self, name: str) -> None:
+        """Ollama answers at once, and waits by itself until nothing runs on the model."""
+        model = self.model(name)
+        payload: dict[str, object] = {"model": name if model is None else model.name, "keep_alive": 0}
+        if model is not None and is_embedding_model(model.capabilities):
+            path, payload = "/api/embed", {**payload, "input": []}
+        else:
+            path, payload = "/api/generate", {**payload, "stream": False}
+        try:
+            answer = await ask(self._means.http, self.url + path, headers=self.headers, payload=payload)
+        except NoAnswer as silence:
+            raise LoadFailed(f"unloading {name} failed: {silence}", 502) from None
+        if model is not None:
+            self._loaded_with.pop(_key(model), None)  # a load that comes before the next poll is a real one
+        self._means.on_change()
+        if answer.status != 200:
+            raise LoadFailed(error_text(answer.body) or f"unloading failed ({answer.status})", answer.status)
 
     async def _load(self, model: Model, key: str, options: bytes) -> LoadFailed | None:
         """Kept open until Ollama says that the model is loaded; on a loaded one it answers in 2 ms."""

@@ -8,8 +8,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from hashlib import sha256
 
-from herd_node.backends.base import OPENAI_ONLY, Facts, Means, Reading, backend_id, base_url
+from herd_node.backends.base import OPENAI_ONLY, Facts, LoadFailed, Means, Reading, backend_id, base_url
 from herd_node.backends.calls import Answer, Headers, NoAnswer, ask, error_text
+from herd_node.backends.offers import Offers
+from herd_node.models.manager import Manager, NoManager
 from herd_node.net.pool import Origin
 from herd_node.protocol.names import canonical
 from herd_node.protocol.wire import BackendKind, Model
@@ -22,6 +24,7 @@ class Polled(ABC):
 
     kind: BackendKind
     native: frozenset[str] = OPENAI_ONLY
+    manager: Manager = NoManager()
 
     def __init__(
         self, origin: Origin, means: Means, *, headers: Headers = (), backend: str | None = None
@@ -32,6 +35,7 @@ class Polled(ABC):
         self.headers = headers
         self.reading = Reading(kind=self.kind, reason="not asked yet")
         self._means = means
+        self._offers = Offers()
         self._by_name: dict[str, Model] = {}
 
     async def poll(self, now_s: float) -> Reading:
@@ -42,6 +46,8 @@ class Polled(ABC):
         except Exception:  # a backend's odd answer must not end the agent's loop; it is logged
             log.exception("reading %s failed", self.id)
             reading = self._not_ready(f"{self.url} answered something this agent does not understand")
+        if reading.ready:
+            reading = replace(reading, endpoints=await self._endpoints(reading, now_s))
         self._set(reading)
         return reading
 
@@ -59,12 +65,20 @@ class Polled(ABC):
     async def ensure_loaded(self, name: str, load_options: Mapping[str, object]) -> None:  # noqa: B027 - most have nothing to load
         """Nothing to do: what such a server serves is loaded."""
 
+    async def unload(self, name: str) -> None:
+        raise LoadFailed(f"model '{name}' cannot be unloaded: its server keeps what it serves", 501)
+
     async def slots_taken(self) -> int | None:
         return None
 
     @abstractmethod
     async def _read(self, now_s: float) -> Reading:
         """Ask the server; NoAnswer and whatever else is raised becomes a reading that is not ready."""
+
+    async def _endpoints(self, reading: Reading, now_s: float) -> tuple[str, ...]:
+        """Of those that not every backend has, the ones that this one offers, tried once a start."""
+        await self._offers.look(self._means.http, self.url, self.headers, now_s)
+        return self._offers.endpoints
 
     async def _get(self, path: str) -> Answer:
         return await ask(self._means.http, self.url + path, headers=self.headers)
@@ -75,6 +89,7 @@ class Polled(ABC):
 
     def _not_ready(self, reason: str, *, detect_again: bool = True) -> Reading:
         """The models stay listed, cold: the router shall wait for them, not answer that nobody has them."""
+        self._offers.forget()
         last = self.reading
         models = tuple(replace(model, state="cold", slots_taken=None) for model in last.models)
         return replace(last, ready=False, reason=reason, models=models, detect_again=detect_again)

@@ -231,6 +231,7 @@ class House:
             backends=lambda: self.backends,
             relay=self.relay,
             clock=self.clock,
+            tasks=self.tasks,
         )
         self.sockets = bind("127.0.0.1", 0)
         self.port = port_of(self.sockets)

@@ -127,9 +127,13 @@ async def test_the_ping_is_answered_and_its_answer_is_signed(house: House) -> No
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [
-        ("POST", "/api/pull", 404),
-        ("DELETE", "/api/delete", 404),
-        ("POST", "/api/blobs/sha256:00", 404),
+        ("GET", "/api/pull", 405),
+        ("POST", "/api/delete", 405),
+        ("GET", "/api/blobs/sha256:00", 405),
+        ("POST", "/api/blobs/", 404),
+        ("POST", "/api/blobs/a/b", 404),
+        ("POST", "/api/blobs/..%2Ftags", 404),
+        ("POST", "/api/me", 404),
         ("GET", "/", 404),
         ("GET", "/slots", 404),
         ("POST", "/v1/chat/completions/../models", 404),

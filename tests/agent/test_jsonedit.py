@@ -8,7 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from herd_node.protocol.jsonedit import JsonEditError, find_top_level, json_string, replace_span
+from herd_node.protocol.jsonedit import (
+    JsonEditError,
+    find_member,
+    find_top_level,
+    json_string,
+    remove_member,
+    replace_span,
+)
 
 names = st.one_of(
     st.sampled_from(["model", "mode", "models", 'm"o', "é", "", "\\", "{", "a]b"]), st.text(max_size=8)
@@ -56,6 +63,69 @@ def test_replacing_a_value_changes_nothing_else(
     assert json.loads(edited) == fields | {"model": new}
     assert edited[: span[0]] == body[: span[0]]
     assert edited.endswith(body[span[1] :])
+
+
+blanks = st.text(alphabet=" \n\t\r", max_size=3)
+written = st.tuples(blanks, names, blanks, blanks, values, blanks)
+"""A member and the white space around its key and its value."""
+
+
+@given(st.lists(written, min_size=1, max_size=5, unique_by=lambda x: x[1].casefold()), layouts, st.data())
+def test_what_is_left_of_an_object_is_its_other_members_byte_for_byte(
+    members: list[tuple[str, str, str, str, object, str]], layout: dict[str, object], data: st.DataObject
+) -> None:
+    def text(*of: tuple[str, str, str, str, object, str]) -> str:
+        return ",".join(
+            f"{a}{json.dumps(name, **layout)}{b}:{c}{json.dumps(value, **layout)}{d}"
+            for a, name, b, c, value, d in of
+        )
+
+    at = data.draw(st.integers(0, len(members) - 1))
+    gone, earlier, later = members[at], members[:at], members[at + 1 :]
+    body = f"{{{text(*members)}}}".encode("utf-8", "surrogatepass")
+    member = find_member(body, gone[1])
+    assert member is not None
+    left = remove_member(body, member)
+    if later:  # the first of them takes its place: its white space goes, that before the other stays
+        kept = text(*earlier, (gone[0], *later[0][1:]), *later[1:])
+    elif earlier:
+        kept = text(*earlier) + gone[5]
+    else:
+        kept = gone[0] + gone[5]
+    assert left == f"{{{kept}}}".encode("utf-8", "surrogatepass")
+    assert json.loads(left) == {name: value for _, name, _, _, value, _ in earlier + later}
+
+
+@pytest.mark.parametrize(
+    ("body", "left"),
+    [
+        (b'{"gone":1}', b"{}"),
+        (b'{ "gone" : 1 }', b"{  }"),
+        (b'{"gone":1,"b":2}', b'{"b":2}'),
+        (b'{\n  "gone": 1,\n  "b": 2\n}', b'{\n  "b": 2\n}'),
+        (b'{"a":1,"gone":[1,{"gone":2}],"b":2}', b'{"a":1,"b":2}'),
+        (b'{"a":"," , "gone":"," }', b'{"a":","  }'),
+        (b'{"a":1,\n  "g\\u006fne": {}\n}', b'{"a":1\n}'),
+    ],
+)
+def test_a_member_goes_with_its_comma(body: bytes, left: bytes) -> None:
+    member = find_member(body, "gone")
+    assert member is not None
+    assert remove_member(body, member) == left
+
+
+def test_nothing_is_found_where_there_is_nothing_to_remove() -> None:
+    assert find_member(b'{"a": {"gone": 1}, "b": "gone"}', "gone") is None
+    with pytest.raises(JsonEditError):
+        find_member(b'{"gone":1,"Gone":2}', "gone")
+
+
+def test_millions_of_blanks_around_a_member_cost_no_time_to_speak_of() -> None:
+    blanks = b" " * 5_000_000
+    body = b'{"a":1' + blanks + b"," + blanks + b'"gone":1' + blanks + b"}"
+    member = find_member(body, "gone")
+    assert member is not None
+    assert remove_member(body, member) == b'{"a":1' + blanks + blanks + b"}"
 
 
 @pytest.mark.parametrize(

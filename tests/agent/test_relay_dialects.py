@@ -81,9 +81,9 @@ async def test_the_other_ollama_calls_are_answered_too(house: House, llama: Fake
 
 
 async def test_what_cannot_be_translated_is_the_callers_mistake(house: House, llama: FakeBackend) -> None:
-    answer = await house.call("/api/generate", {"model": "smollm2:135m", "prompt": "x", "template": "y"})
+    answer = await house.call("/api/generate", {"model": "smollm2:135m", "prompt": "x", "template": "{{ y"})
     assert answer.status == 400
-    assert "template" in str(answer.json())
+    assert "template: :1: unclosed action" in str(answer.json())
     assert "x-herd-error" not in answer.headers
 
 

@@ -28,6 +28,13 @@ def test_what_is_reported_is_what_the_router_reads() -> None:
     assert len(read.backends[0].reason or "") == 256
 
 
+def test_what_a_backend_can_do_with_its_models_is_told() -> None:
+    one = state("o")._replace(manages=("pull-gguf", "delete"), disk_free_bytes=7)
+    beat = heartbeat(ME, seq=1, draining=False, addresses=(), host=Host(), backends=[one], in_flight={})
+    (read,) = parse_heartbeat(render_heartbeat(beat)).backends
+    assert (read.manages, read.disk_free_bytes) == (("pull-gguf", "delete"), 7)
+
+
 def test_a_name_that_two_backends_have_belongs_to_the_first_that_is_ready() -> None:
     first, second = Model(name="M:latest", backend="a"), Model(name="m", backend="b")
     assert models([state("a", first), state("b", second)]) == (first,)

@@ -26,6 +26,7 @@ def test_every_setting_has_a_variable_that_is_read() -> None:
         "BACKEND": ("h:1, http://[::1]:2/,h:1", ("http://h:1", "http://[::1]:2")),
         "EMBEDDED": ("true", True),
         "MODEL": ("/m.gguf", Path("/m.gguf")),
+        "MODELS_DIR": ("/models", Path("/models")),
         "HOST": ("*", "*"),
         "PORT": ("0", 0),
         "DATA_DIR": ("/d", Path("/d")),
@@ -76,8 +77,8 @@ def test_a_wrong_value_is_one_sentence_that_names_where_it_came_from(
 
 
 def test_what_ollama_itself_would_not_understand_is_taken_as_absent() -> None:
-    assert surroundings({"OLLAMA_NUM_PARALLEL": "4", "OLLAMA_MODELS": "/m"}) == (4, None, Path("/m"))
-    assert surroundings({"OLLAMA_NUM_PARALLEL": "x", "OLLAMA_MAX_LOADED_MODELS": "0"}) == (None, None, None)
+    assert surroundings({"OLLAMA_NUM_PARALLEL": "4", "OLLAMA_MODELS": "/m"})[:3] == (4, None, Path("/m"))
+    assert surroundings({"OLLAMA_NUM_PARALLEL": "x", "OLLAMA_MAX_LOADED_MODELS": "0"})[:3] == (None,) * 3
 
 
 def test_the_page_lists_every_setting_of_the_agent_with_its_own_words() -> None:
@@ -88,3 +89,28 @@ def test_the_page_lists_every_setting_of_the_agent_with_its_own_words() -> None:
     for name, field in Settings.model_fields.items():
         assert field.description is not None
         assert field.description in page, name
+
+
+@pytest.mark.parametrize(
+    ("env", "host", "proxy"),
+    [
+        ({}, "huggingface.co", None),
+        ({"HTTPS_PROXY": "http://p:3128"}, "huggingface.co", "http://p:3128"),
+        ({"https_proxy": "p:3128", "HTTPS_PROXY": "http://q:1"}, "huggingface.co", "http://p:3128"),
+        ({"ALL_PROXY": "http://p:3128"}, "huggingface.co", "http://p:3128"),
+        ({"HTTP_PROXY": "http://p:3128"}, "huggingface.co", None),
+        ({"HTTPS_PROXY": "http://p:1", "NO_PROXY": ".hf.co, huggingface.co"}, "huggingface.co", None),
+        ({"HTTPS_PROXY": "http://p:1", "NO_PROXY": ".hf.co"}, "cdn.HF.co", None),
+        ({"HTTPS_PROXY": "http://p:1", "NO_PROXY": "gface.co"}, "huggingface.co", "http://p:1"),
+        ({"HTTPS_PROXY": "http://p:1", "no_proxy": "*"}, "huggingface.co", None),
+    ],
+)
+def test_the_way_outward_is_read_as_other_programs_read_it(
+    env: dict[str, str], host: str, proxy: str | None
+) -> None:
+    assert surroundings(env).proxy.for_host(host) == proxy
+
+
+def test_a_mirror_of_hugging_face_is_taken_from_its_own_variable() -> None:
+    assert surroundings({}).hub == "https://huggingface.co"
+    assert surroundings({"HF_ENDPOINT": "https://mirror.example/"}).hub == "https://mirror.example"

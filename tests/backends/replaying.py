@@ -47,8 +47,9 @@ NOT_FOUND = made({"error": {"message": "File Not Found", "type": "not_found_erro
 class Replaying:
     """`answers` maps a path to an answer or to a coroutine function; it may be changed while it runs."""
 
-    def __init__(self, answers: dict[str, Answer | Handler]) -> None:
+    def __init__(self, answers: dict[str, Answer | Handler], otherwise: Answer | Handler = NOT_FOUND) -> None:
         self.answers = dict(answers)
+        self.otherwise = otherwise
         self.asked: list[Asked] = []
         self.open = 0
         self._server: asyncio.Server | None = None
@@ -78,7 +79,7 @@ class Replaying:
         try:
             asked = await _read(reader)
             self.asked.append(asked)
-            answer = self.answers.get(asked.path, NOT_FOUND)
+            answer = self.answers.get(asked.path, self.otherwise)
             if not isinstance(answer, Answer):
                 answer = await answer(asked)
             head = f"HTTP/1.1 {answer.status} X\r\nContent-Length: {len(answer.body)}\r\n"

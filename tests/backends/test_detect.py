@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from herd_node.backends.base import backend_id, base_url, origin_of
-from herd_node.backends.detect import Watched, detect, look, make
+from herd_node.backends.detect import Watched, detect, look
 from herd_node.net.pool import Origin
 from tests.backends.replaying import NOT_FOUND, Answer, Replaying, made, means, recorded, replaying
 
@@ -104,16 +104,6 @@ async def test_after_a_503_it_is_asked_anew_what_it_is() -> None:
         assert (await backend.poll(10.0)).kind == "ollama"
         assert backend.id == f"ollama-{server.origin.port}"
         assert backend.native == {"openai", "ollama"}
-
-
-async def test_router_mode_is_recognised_and_refused_with_a_sentence() -> None:
-    async with replaying(ROUTER) as server, means() as given:
-        backend = Watched(server.url, given)
-        reading = await backend.poll(0.0)
-        assert (reading.kind, reading.ready, reading.models) == ("llama-router", False, ())
-        assert "router mode" in (reading.reason or "")
-        with pytest.raises(ValueError, match="router mode"):
-            make("llama-router", server.url, given)
 
 
 async def test_a_backend_that_goes_away_keeps_its_models_and_comes_back() -> None:
