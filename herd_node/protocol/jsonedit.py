@@ -1,4 +1,4 @@
-"""Find one value in a JSON object's bytes and replace it in place, so a body is edited and never rewritten.
+"""Find one value in a JSON object's bytes and replace or remove it in place: a body is never rewritten.
 
 The caller has parsed the body before (one orjson parse, which refuses everything that is not JSON); this
 module only locates bytes in text that is known to be valid. It refuses what a parser silently accepts: a
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import re
+from typing import NamedTuple
 
 _QUOTE, _OPEN_OBJECT, _OPEN_LIST = b'"{['
 _BACKSLASH = ord("\\")
@@ -24,6 +25,7 @@ _OPEN = re.compile(rb"[ \t\r\n]*+\{")
 _KEY = re.compile(rb'[ \t\r\n,]*+"([^"\\]*+)"[ \t\r\n]*+:[ \t\r\n]*+')
 _ESCAPED_KEY = re.compile(rb'[ \t\r\n,]*+"([^"\\]*+(?:\\.[^"\\]*+)*)"[ \t\r\n]*+:[ \t\r\n]*+', re.DOTALL)
 _CLOSE = re.compile(rb"[ \t\r\n]*+\}")
+_BLANKS_COMMA_BLANKS = re.compile(rb"[ \t\r\n]*+,[ \t\r\n]*+")
 _SCALAR = re.compile(rb"[^ \t\r\n,\]}]++")
 #: Inside a container: what is neither a bracket nor a long or escaped string, a bounded piece at a time. No
 #: repeated group is possessive: CPython 3.11.2 (Debian 12) returns a wrong end for those.
@@ -36,8 +38,27 @@ class JsonEditError(ValueError):
     """The bytes cannot be edited safely. `str()` is a sentence for the caller."""
 
 
+class Member(NamedTuple):
+    """Where one member of an object lies: its key's first quote, and its value as [start, end)."""
+
+    before: int
+    """Just behind the member before it, or behind the object's brace."""
+    key: int
+    start: int
+    end: int
+
+
 def find_top_level(body: bytes, key: str, *, at: int = 0) -> tuple[int, int] | None:
     """Where the value of `key` lies, as [start, end) without white space; None when the key is absent.
+
+    As `find_member`, which says more.
+    """
+    member = find_member(body, key, at=at)
+    return None if member is None else (member[2], member[3])
+
+
+def find_member(body: bytes, key: str, *, at: int = 0) -> Member | None:
+    """Where `key` and its value lie, without white space; None when the key is absent.
 
     `at` points at the object's `{` (white space before it is allowed), so a nested object is searched by
     passing the start of its own span. Raises JsonEditError on two keys that are equal in any case, and on
@@ -47,11 +68,11 @@ def find_top_level(body: bytes, key: str, *, at: int = 0) -> tuple[int, int] | N
     if opened is None:
         raise JsonEditError("the request body must be a JSON object")
     wanted, folded = key.encode(), key.casefold()
-    found: tuple[int, int] | None = None
+    found: Member | None = None
     seen = False
     pos = opened.end()
     while (match := _KEY.match(body, pos) or _ESCAPED_KEY.match(body, pos)) is not None:
-        start = match.end()
+        before, start = pos, match.end()
         pos = _value_end(body, start)
         name = match.group(1)
         exact = name == wanted
@@ -61,7 +82,7 @@ def find_top_level(body: bytes, key: str, *, at: int = 0) -> tuple[int, int] | N
             raise JsonEditError(f"the request body has more than one field {key!r}")
         seen = True
         if exact or _decoded(name) == key:
-            found = (start, pos)
+            found = Member(before, match.start(1) - 1, start, pos)
     if _CLOSE.match(body, pos) is None:
         raise JsonEditError("the request body is not valid JSON")
     return found
@@ -70,6 +91,18 @@ def find_top_level(body: bytes, key: str, *, at: int = 0) -> tuple[int, int] | N
 def replace_span(body: bytes, span: tuple[int, int], value: bytes) -> bytes:
     """The body with the bytes of one value exchanged. `value` is JSON itself."""
     return b"".join((memoryview(body)[: span[0]], value, memoryview(body)[span[1] :]))
+
+
+def remove_member(body: bytes, member: Member) -> bytes:
+    """The body without one member of an object: its key, its value, and the one comma that goes with them.
+
+    White space around that comma goes too where another member follows; no other byte does.
+    """
+    follows = _BLANKS_COMMA_BLANKS.match(body, member.end)
+    if follows is not None:
+        return replace_span(body, (member.key, follows.end()), b"")
+    comma = body.find(b",", member.before, member.key)
+    return replace_span(body, (comma if comma >= 0 else member.key, member.end), b"")
 
 
 def json_string(text: str) -> bytes:

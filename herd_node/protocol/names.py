@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 import string
 import unicodedata
+from functools import lru_cache
+from typing import Literal
 from urllib.parse import quote
 
 _PREFIXES = ("registry.ollama.ai/library/", "library/")
 _LATEST = ":latest"
+_LOCAL_SOURCE = ":local"
 _ASCII_LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 
 MAX_MODEL_NAME_CHARS = 200
@@ -16,6 +19,8 @@ _MARKUP = re.compile(r"""[<>"'&\\;%{}]""")
 #: What nearly every real name is made of, so that only strange ones are looked at character by character.
 _ORDINARY = re.compile(r"[A-Za-z0-9._:/@+-]+")
 _DOTS = re.compile(r"(?:^|[/:])\.\.(?:$|[/:])")
+
+_HUBS = ("hf.co/", "huggingface.co/")
 
 _NODE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _NOT_IN_NODE_ID = re.compile(r"[^A-Za-z0-9._-]")
@@ -28,7 +33,8 @@ _PLAIN_IN_HEADERS = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code)
 def canonical(name: str) -> str:
     """The form in which model names are compared; twice is the same as once.
 
-    Ollama's default registry and library are cut, ASCII letters are lower case, a trailing `:latest` is cut.
+    Ollama's default registry and library are cut, ASCII letters are lower case, a trailing `:latest` is cut,
+    and so is `:local` behind a tag, which only says that no cloud is meant.
     Other scripts stay as they are: their lower case depends on the language.
     """
     name = name.lower() if name.isascii() else name.translate(_ASCII_LOWER)
@@ -37,9 +43,19 @@ def canonical(name: str) -> str:
         for prefix in _PREFIXES:
             shorter = shorter.removeprefix(prefix)
         shorter = shorter.removesuffix(_LATEST)
+        if shorter.endswith(_LOCAL_SOURCE) and shorter.rpartition("/")[2].count(":") > 1:
+            shorter = shorter.removesuffix(_LOCAL_SOURCE)
         if not shorter or shorter == name:
             return name
         name = shorter
+
+
+def source_of(name: str) -> Literal["url", "hub", "registry"]:
+    """Where a model of that name is pulled from: a file's URL, Hugging Face, or a registry as Ollama's."""
+    name = name.lower()
+    if name.startswith(("http://", "https://")):
+        return "url"
+    return "hub" if name.startswith(_HUBS) else "registry"
 
 
 def is_model_name(name: object) -> bool:
@@ -68,6 +84,7 @@ def legal_node_id(hostname: str) -> str:
     return legal if any(character.isalnum() for character in legal) else "node"
 
 
+@lru_cache(4096)  # each answer says the same few models
 def header_value(text: str) -> bytes:
     """`text` for an HTTP header: what is not printable ASCII, `%`, and spaces at either end become %XX."""
     value = quote(text, safe=_PLAIN_IN_HEADERS, errors="surrogatepass")

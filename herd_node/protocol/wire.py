@@ -103,6 +103,12 @@ class Backend:
     ready: bool = False
     reason: str | None = None
     max_loaded: int | None = None
+    endpoints: tuple[str, ...] = ()
+    """Of those that not every backend has (`routes.OFFERED_BY`), the ones that this one offers."""
+    manages: tuple[str, ...] = ()
+    """What it can do with its models when it is told: `pull`, `pull-gguf`, `push`, `create`, …"""
+    disk_free_bytes: int | None = None
+    """Of the folder that its pulls go to, where that is another than the node's `disk`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,5 @@
 import base64
+import hmac
 import json
 
 import pytest
@@ -12,8 +13,10 @@ from herd_node.protocol.auth import (
     AuthHeader,
     BeatGate,
     CallGate,
+    CallMacs,
     Refusal,
     SeqWindow,
+    Signer,
     Token,
     TokenError,
     body_hash,
@@ -112,6 +115,44 @@ def test_another_key_makes_another_mac():
     assert (
         node_key(SECRET, ATTIC) != node_key(SECRET, "attic/00000000000000ab") != node_key(SECRET[::-1], ATTIC)
     )
+
+
+@quick
+@given(st.binary(max_size=200), st.integers(1, auth.MAX_SEQ), st.binary(max_size=40))
+def test_the_mac_is_that_of_the_standard_library(key, seq, body):
+    signer = Signer(key, **{name: ELEMENTS[name] for name in list(ELEMENTS)[:6]})
+    text = f"herd1\ncall\nPOST\n/api/chat?x=1\n{ATTIC}\n{ROUTER_BOOT}\n{AGENT_BOOT}\n{seq}\n{body_hash(body)}"
+    for _ in range(2):  # a signer is used again and again
+        assert signer.mac(seq, body_hash(body)) == hmac.digest(key, text.encode(), "sha256").hex()
+
+
+@pytest.mark.parametrize("element", ELEMENTS)
+def test_a_remembered_call_is_checked_as_strictly_as_the_first(element):
+    macs = CallMacs()
+    good = parse_auth(sign(SECRET, **ELEMENTS))
+    for _ in range(3):
+        assert macs.ok(SECRET, good, "POST", "/api/chat?x=1")
+    assert not macs.ok(SECRET[::-1], good, "POST", "/api/chat?x=1")
+    assert not macs.ok(SECRET, good, "GET", "/api/chat?x=1")
+    assert not macs.ok(SECRET, good, "POST", "/api/chat?x=2")
+    other = parse_auth(sign(SECRET, **(ELEMENTS | {element: OTHER[element]})))
+    assert not macs.ok(SECRET, other._replace(mac=good.mac), "POST", "/api/chat?x=1") or element in (
+        "direction",
+        "method",
+        "target",
+    )
+
+
+def test_calls_that_were_not_signed_well_fill_no_memory():
+    macs = CallMacs()
+    bad = parse_auth(sign(SECRET, **ELEMENTS))._replace(mac="0" * 64)
+    for number in range(3):
+        assert not macs.ok(SECRET, bad, "POST", f"/{number}")
+    assert not macs._signers
+    for number in range(2 * CallMacs._MOST):
+        header = parse_auth(sign(SECRET, **(ELEMENTS | {"target": f"/{number}"})))
+        assert macs.ok(SECRET, header, "POST", f"/{number}")
+    assert len(macs._signers) <= CallMacs._MOST
 
 
 def test_a_target_outside_ascii_can_be_signed():

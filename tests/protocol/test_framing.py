@@ -240,7 +240,14 @@ def test_a_lone_record_is_known_without_being_fed_and_only_between_records() -> 
     events, lines = Records("sse", 40), Records("ndjson", 40)
     assert events.lone(b'data: {"a":1}\n\n') == b'{"a":1}'
     assert lines.lone(b'{"a":1}\r\n') == b'{"a":1}'
+    assert events.lone(b"event: e\ndata: a\n\n") == b"a"
     for other in (
+        b"event: e\n\n",
+        b"event: e\ndata: a\n",
+        b"event: e\ndata: a\nx\n\n",
+        b"event: e\nid: 1\ndata: a\n\n",
+        b"event: e\r\ndata: a\n\n",
+        b"event: e\ndata: a\n\ndata: b\n\n",
         b"",
         b"\n\n",
         b": ping\n\n",

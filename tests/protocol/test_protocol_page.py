@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
 
 from herd.proxy.failures import by_agent
+from herd_node.models.manager import OFFERS
 from herd_node.protocol import wire
 from herd_node.protocol.auth import body_hash, mac_ok, node_key, parse_auth
 from herd_node.protocol.names import is_model_name
+from herd_node.protocol.routes import MANAGED
 
 PAGE = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text(encoding="utf-8")
 
@@ -76,9 +78,21 @@ def test_the_page_says_which_characters_no_model_name_has():
 
 
 def test_the_router_knows_every_error_word_of_the_gateway():
-    words = [quoted(cells[0])[0] for cells in rows(section(4)) if quoted(cells[0])]
+    calls, _, _ = section(4).partition("### Managing models")
+    words = [quoted(cells[0])[0] for cells in rows(calls) if quoted(cells[0])]
     assert len(words) == 10
     assert all(by_agent(word, "attic", "llama3", "", None) is not None for word in words)
+
+
+def test_the_page_lists_every_call_that_manages_models_and_every_word_for_what_a_backend_can():
+    listed = [quoted(cells[0])[0] for cells in rows(section(4).partition("### Managing models")[2])[2:]]
+    assert listed == [
+        f"{method} {route.path.replace('{digest}', '<digest>')}"
+        for route in MANAGED.values()
+        for method in route.methods
+    ]
+    (cells,) = [cells for cells in rows(section(3)) if quoted(cells[0]) == ["backends[].manages"]]
+    assert set(quoted(cells[2])) == set(OFFERS)
 
 
 def test_the_example_of_a_signature_is_a_good_one():

@@ -82,7 +82,17 @@ FULL_BEAT = Heartbeat(
         ),
     ),
     backends=(
-        Backend(id="ollama-11434", kind="ollama", version="0.17.1", ready=True, reason=None, max_loaded=3),
+        Backend(
+            id="ollama-11434",
+            kind="ollama",
+            version="0.17.1",
+            ready=True,
+            reason=None,
+            max_loaded=3,
+            endpoints=("/v1/messages", "/v1/responses"),
+            manages=("pull", "push", "create", "copy", "delete", "blobs", "load", "unload"),
+            disk_free_bytes=421_000_000_000,
+        ),
         Backend(
             id="llama-server-8080",
             kind="llama-server",
