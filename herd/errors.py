@@ -12,7 +12,8 @@ HerdError
     │   ├── NotFound             404
     │   ├── MethodNotAllowed     405
     │   ├── BodyTooLarge         413
-    │   └── UnsupportedEncoding  415
+    │   ├── UnsupportedEncoding  415
+    │   └── NotOffered           501
     ├── FleetError           the request was fine, the fleet was not
     │   ├── UpstreamFailed       502
     │   ├── Saturated            503 + Retry-After
@@ -21,6 +22,16 @@ HerdError
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Said(NamedTuple):
+    """A backend's own answer that is an error."""
+
+    status: int
+    body: bytes
+    content_type: bytes
 
 
 class HerdError(Exception):
@@ -112,6 +123,13 @@ class BodyTooLarge(ClientError):
     kind = "too_large"
 
 
+class NotOffered(ClientError):
+    """The endpoint exists, but no backend of the fleet offers it for this model."""
+
+    status = 501
+    kind = "not_offered"
+
+
 class FleetError(ApiError):
     """The request was fine, the fleet was not."""
 
@@ -142,6 +160,9 @@ class BackendRefused(ApiError):
 
     kind = "backend_refused"
 
-    def __init__(self, status: int, message: str, *, retry_after_s: int | None = None) -> None:
+    def __init__(
+        self, status: int, message: str, *, retry_after_s: int | None = None, said: Said | None = None
+    ) -> None:
         super().__init__(message, retry_after_s=retry_after_s)
         self.status = status
+        self.said = said

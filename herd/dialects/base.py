@@ -6,17 +6,19 @@ watch parses the first content record, the last few, and those that might be an 
 
 from __future__ import annotations
 
+import json
 import re
 from collections import deque
 from collections.abc import Callable, Sequence
 from enum import Enum
 from hashlib import blake2b
+from operator import attrgetter
 from typing import Any, Literal, NamedTuple
 
 import orjson
 
 from herd.errors import ApiError, BadRequest
-from herd.request import PrefixMark
+from herd.request import Fallback, LoadOptions, PrefixMark
 from herd_node.protocol import jsonedit, names
 from herd_node.protocol.framing import MAX_RECORD_BYTES, FramingError, Records
 from herd_node.protocol.routes import Route
@@ -44,6 +46,8 @@ _REFUSED_FIELDS = frozenset({"n_discard", "id_slot", "slot_save_path", "slot_res
 
 
 _BRACE, _END_BRACE = b"{}"
+#: How a record that is one JSON object begins and ends on the wire.
+_PLAIN_RECORD = {"sse": (b"data: {", b"}\n\n"), "ndjson": (b"{", b"}\n")}
 
 
 class Verdict(Enum):
@@ -89,6 +93,8 @@ class Parsed(NamedTuple):
     tags: tuple[str, ...]
     model_key: str
     """The field that names the model; it stands in the body once."""
+    load_options: LoadOptions = ()
+    fallback: Fallback = "default"
 
 
 class Dialect(NamedTuple):
@@ -108,6 +114,21 @@ class Dialect(NamedTuple):
     proper_end: Callable[[Sequence[bytes]], bytes]
     """What turns a stream that Ollama stopped on a repeated token into a properly ended one."""
     frame: Callable[[bytes], bytes]
+    status: Callable[[ApiError], int] = attrgetter("status")
+    """Of an answer that is an error."""
+    keeps_first: bool = False
+    """`ending` wants the stream's first record beside the last ones."""
+    event: bytes = b""
+    """The name under which a stream's content comes; empty where events have none."""
+    ping: bytes = b""
+    """What keeps a silent stream alive; empty where that would be a record."""
+    error_type: type | None = None
+    """What the `error` of a backend's refusal must be, so that it goes on as it came; None: it never does."""
+    progress: Callable[[Route, str, str, float], bytes] | None = None
+    """What a caller waits for as a record of reasoning: of the route, model, text, and wall time; b"" where a
+    stream of that kind has no place for it."""
+    guess: Callable[[float], bytes] | None = None
+    """The answer to a count of tokens that nobody could make, from the estimate."""
 
 
 class StreamWatch:
@@ -120,9 +141,17 @@ class StreamWatch:
     def __init__(self, dialect: Dialect) -> None:
         self._dialect = dialect
         self._marks = dialect.marks
+        self._opening, self._closing = _PLAIN_RECORD[dialect.framing]
+        if dialect.event:
+            self._opening = b"event: %b\n%b" % (dialect.event, self._opening)
+        self._start, self._line_ends = len(self._opening) - 1, len(self._closing) - 1
+        self._lines = self._opening.count(b"\n") + self._line_ends
         self._records = Records(dialect.framing)
+        self._flows = False
+        """Content has come, and every record that has begun has ended."""
         self._held: list[bytes] = []
         self._ending: Ending | None = None
+        self._first: list[bytes] = []
         self.last: deque[bytes] = deque(maxlen=4)
         self.content_seen = False
         self.ended = False
@@ -131,13 +160,36 @@ class StreamWatch:
 
     def feed(self, chunk: bytes) -> bytes:
         """Take what came; return what may be forwarded. Sets `content_seen`, `ended`, `failed`."""
+        if self._flows and chunk.endswith(self._closing) and chunk.startswith(self._opening):
+            if chunk.find(b"\n", self._start) == len(chunk) - self._line_ends:
+                if self._is_unread(chunk):
+                    self.last.append(chunk[self._start : -self._line_ends])
+                    return chunk
+            elif self._is_plain_run(chunk):
+                records = chunk[: -self._line_ends].rsplit(self._closing[1:], 4)[-4:]
+                self.last += [record[self._start :] for record in records]
+                return chunk
         if self.failed is not None or self.ended:
             return b""
-        if self.content_seen and not self._held:
-            record = self._records.lone(chunk)
-            if record and self._is_plain(record):
-                self.last.append(record)
-                return chunk
+        out = self._read(chunk)
+        in_order = self.failed is None and not self.ended
+        self._flows = in_order and self.content_seen and not self._held and self._records.between
+        return out
+
+    def _is_unread(self, chunk: bytes) -> bool:
+        """Whether plain records may pass without being read. (`find` because `in` costs twice as much.)"""
+        for mark in self._marks:
+            if chunk.find(mark) >= 0:
+                return False
+        return chunk.find(b"\r") < 0 and len(chunk) <= MAX_RECORD_BYTES
+
+    def _is_plain_run(self, chunk: bytes) -> bool:
+        """Whether a chunk that begins and ends as a plain record does is made of plain ones alone: between
+        them stand a record's end and the next one's beginning, and there is no line more."""
+        count = chunk.count(self._closing + self._opening) + 1
+        return chunk.count(b"\n") == count * self._lines and self._is_unread(chunk)
+
+    def _read(self, chunk: bytes) -> bytes:
         try:
             payloads = self._records.feed(chunk)
             if len(chunk) > MAX_RECORD_BYTES:
@@ -186,12 +238,14 @@ class StreamWatch:
 
     def _look_at(self, payload: bytes) -> bool:
         """Whether the record may go on."""
+        if self._dialect.keeps_first and not self._first:
+            self._first.append(payload)
         self.last.append(payload)
         verdict = self._verdict(payload)
         if verdict is Verdict.CONTENT:
             self.content_seen = True
         elif verdict is Verdict.END:
-            self._ending = self._dialect.ending(tuple(self.last))
+            self._ending = self._dialect.ending((*self._first, *self.last))
             if self._ending.how != "complete":
                 self.failed = Verdict.MALFORMED
                 return False
@@ -212,10 +266,10 @@ class StreamWatch:
         if self.failed is None and not self.ended:
             rest = self._records.rest()
             if rest and self._look_at(rest):
-                tail = self._dialect.frame(rest)
+                tail = rest  # NDJSON: the last line came without its line feed, and goes so
         if self.failed is not None:
             return tail, self.failure()
-        return tail, self._ending or self._dialect.ending(tuple(self.last))
+        return tail, self._ending or self._dialect.ending((*self._first, *self.last))
 
     def failure(self) -> Ending:
         """What the failed record says, for the caller and the trace."""
@@ -242,8 +296,18 @@ def read_record(payload: bytes) -> dict[str, Any] | None:
     try:
         value = orjson.loads(payload)
     except orjson.JSONDecodeError:
-        return None
+        value = _with_lone_surrogates(payload)
     return value if isinstance(value, dict) else None
+
+
+def _with_lone_surrogates(payload: bytes) -> object:
+    """Half of an emoji, written as an escape, is JSON by its grammar: a token may end there."""
+    if b"\\u" not in payload:
+        return None
+    try:
+        return json.loads(payload)
+    except (ValueError, RecursionError):
+        return None
 
 
 def mapping(value: object) -> dict[str, Any]:
@@ -263,12 +327,28 @@ def milliseconds(value: object, scale: float = 1.0) -> float | None:
     return value * scale
 
 
+def has_error(body: bytes, kind: type | None) -> bool:
+    """Whether it is an error as a dialect writes it."""
+    value = read_record(body)
+    return kind is not None and value is not None and isinstance(value.get("error"), kind)
+
+
+def with_status(record: bytes, status: int) -> bytes:
+    """An error record, with the status that the answer would have had as its code."""
+    start = record.index(b"{")
+    text = record[start:].rstrip(b"\n")
+    value = orjson.loads(text)
+    error = value.get("error")
+    (error if isinstance(error, dict) else value)["code"] = status
+    return record[:start] + orjson.dumps(value) + record[start + len(text) :]
+
+
 def error_text(payload: bytes) -> str:
     """The sentence inside a backend's error object, of whatever dialect."""
     value = read_record(payload)
     if value is None:
         return payload[:300].decode("utf-8", "replace")
-    error = value.get("error") or value.get("message")
+    error = value.get("error") or value.get("message") or mapping(value.get("response")).get("error")
     if isinstance(error, dict):
         error = error.get("message")
     return str(error)[:2000] if error else "the node reported an error without a text"
@@ -425,11 +505,32 @@ def objects(value: dict[str, Any], key: str) -> list[dict[str, Any]]:
     return list(found)
 
 
-def needs(route: Route, *, tools: bool, images: bool) -> frozenset[str]:
+def needs(route: Route, *, tools: bool, images: bool, thinking: bool = False) -> frozenset[str]:
     """What the model must be able to do."""
-    if not tools and not images:
+    if not tools and not images and not thinking:
         return route.needs
-    return route.needs | {word for word, needed in (("tools", tools), ("vision", images)) if needed}
+    words = (("tools", tools), ("vision", images), ("thinking", thinking))
+    return route.needs | {word for word, needed in words if needed}
+
+
+def fallback_of(value: dict[str, Any]) -> Fallback:
+    """`fallback`: false is the model that is named and no other, "loaded" one that is loaded, too."""
+    found = value.get("fallback")
+    if found is None or found is True:
+        return "default"
+    if found is False:
+        return "none"
+    if found != "loaded":
+        raise BadRequest("'fallback' must be true, false or \"loaded\"")
+    return "loaded"
+
+
+def user_of(value: dict[str, Any]) -> str | None:
+    """Who is behind the request, as OpenAI's clients (`user`) and Anthropic's (`metadata.user_id`) say it."""
+    user = value.get("user")
+    if user is None and "metadata" in value:
+        user = mapping(value["metadata"]).get("user_id")
+    return user[:256] if isinstance(user, str) and user else None
 
 
 def positive(value: object) -> int | None:

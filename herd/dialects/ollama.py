@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import orjson
@@ -10,7 +11,26 @@ import orjson
 from herd.dialects import base
 from herd.dialects.base import Dialect, Ending, How, Parsed, Prompt, Verdict
 from herd.errors import ApiError, BadRequest, ModelNotFound
+from herd.request import Fallback, LoadOptions
 from herd_node.protocol.routes import Route
+
+#: Options that belong to the runner and not to the request, beside num_ctx, and their types.
+_LOAD_OPTIONS: dict[str, type] = {
+    "num_batch": int,
+    "num_gpu": int,
+    "main_gpu": int,
+    "use_mmap": bool,
+    "num_thread": int,
+    "draft_num_predict": int,
+}
+#: Ollama raises a smaller num_ctx to this.
+_LEAST_CONTEXT_TOKENS = 4
+
+_THINK_LEVELS = frozenset({"low", "medium", "high", "max"})
+#: Fields of generate that hold a model's own tokens, or its template.
+_FOR_ONE_MODEL = ("raw", "context", "template", "suffix")
+#: What a duration of nothing is made of.
+_NO_TIME = frozenset("+-0.nuµμmsh")
 
 
 def parse(route: Route, body: bytes) -> Parsed:
@@ -24,21 +44,63 @@ def parse(route: Route, body: bytes) -> Parsed:
     options = base.optional(value, "options", dict, "an object") or {}
     prompt = Prompt(cut=head.cut)
     _READERS[route.path](value, prompt)
-    tools = base.objects(value, "tools")
+    tools, think = base.objects(value, "tools"), value.get("think")
     embedding = route.kind == "embedding"
     return Parsed(
         asked=asked,
         stream=stream is not False and route.kind in ("chat", "generate"),
         est_tokens=prompt.tokens,
         max_tokens=1 if embedding else base.positive(options.get("num_predict")),
-        wanted_context_tokens=base.positive(options.get("num_ctx")),
-        needs=base.needs(route, tools=bool(tools), images=bool(prompt.images)),
+        wanted_context_tokens=_context(options.get("num_ctx")),
+        needs=base.needs(
+            route,
+            tools=bool(tools),
+            images=bool(prompt.images),
+            thinking=think is True or (isinstance(think, str) and think in _THINK_LEVELS),
+        ),
         prefixes=tuple(prompt.marks),
         buffered=bool(value.get("tools")) or bool(value.get("format")),
-        user=None,
+        user=base.user_of(value),
         tags=base.tags_of(value),
         model_key=key,
+        load_options=_load_options(options) if options else (),
+        fallback=_fallback_of(route, value),
     )
+
+
+def _context(value: object) -> int | None:
+    """Ollama takes any number, and cuts its fraction off; anything else it refuses itself."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return max(_LEAST_CONTEXT_TOKENS, int(value))
+
+
+def _load_options(options: dict[str, Any]) -> LoadOptions:
+    """Those that are there, by name. Null is absent; of a wrong type it is Ollama that must say so."""
+    return tuple(
+        (name, options[name]) for name, kind in _LOAD_OPTIONS.items() if type(options.get(name)) is kind
+    )
+
+
+def _fallback_of(route: Route, value: dict[str, Any]) -> Fallback:
+    """What loads or unloads a model means that one. What is written for one, or unloads it afterwards, may go
+    to the caller's other models, and to none that it did not name."""
+    fallback, kind = base.fallback_of(value), route.kind
+    if kind not in ("chat", "generate"):
+        return fallback
+    if not value.get("messages" if kind == "chat" else "prompt"):
+        return "none"
+    for_one_model = kind == "generate" and any(map(value.get, _FOR_ONE_MODEL))
+    if fallback != "none" and (for_one_model or _is_zero(value.get("keep_alive"))):
+        return "chain"
+    return fallback
+
+
+def _is_zero(keep_alive: object) -> bool:
+    """A duration of nothing: `0`, `"0"`, `"0s"`, `"0m0s"`."""
+    if isinstance(keep_alive, str):
+        return "0" in keep_alive and _NO_TIME.issuperset(keep_alive)
+    return isinstance(keep_alive, int | float) and not isinstance(keep_alive, bool) and keep_alive == 0
 
 
 def _key_of_model(route: Route, value: dict[str, Any]) -> str:
@@ -155,7 +217,7 @@ def ending(last: Sequence[bytes]) -> Ending:
     value = base.read_record(last[-1])
     if value is None:
         return Ending("error", message=base.UNREADABLE)
-    if value.get("done") is True:
+    if _is_over(value):
         return _counted("complete", value)
     return Ending("repeat_abort")
 
@@ -191,11 +253,27 @@ def whole(route: Route, body: bytes) -> Ending:
     if route.kind == "embedding":
         known = isinstance(value.get("embeddings", value.get("embedding")), list)
         return _counted("complete" if known else "truncated", {**value, "done_reason": None})
-    if value.get("done") is True:
+    if _is_over(value):
         return _counted("complete", value)
     if value.get("done") is False:
         return Ending("repeat_abort", "stop")
     return Ending("truncated", message="the node's answer has no 'done'")
+
+
+def _is_over(value: dict[str, Any]) -> bool:
+    """A prompt that was only rendered (`_debug_render_only`) is over, though nothing is said to be done."""
+    return value.get("done") is True or bool(value.get("_debug_info"))
+
+
+def progress(route: Route, model: str, text: str, wall_s: float) -> bytes:
+    """A line before the backend's first one, with text where thoughts stand."""
+    at = datetime.fromtimestamp(wall_s, UTC).isoformat().replace("+00:00", "Z")
+    line: dict[str, object] = {"model": model, "created_at": at}
+    if route.kind == "chat":
+        line["message"] = {"role": "assistant", "content": "", "thinking": text}
+    else:
+        line |= {"response": "", "thinking": text}
+    return frame(orjson.dumps({**line, "done": False}))
 
 
 def proper_end(last: Sequence[bytes]) -> bytes:
@@ -227,4 +305,6 @@ OLLAMA = Dialect(
     whole,
     proper_end,
     frame,
+    error_type=str,
+    progress=progress,
 )

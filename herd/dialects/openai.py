@@ -13,6 +13,8 @@ from herd.errors import ApiError, BadRequest
 from herd_node.protocol.routes import Route
 
 _DONE = b"[DONE]"
+#: What llama-server sends between the answers to several prompts.
+_NOTHING = b"null"
 #: What the records of a stream are called.
 _CHUNKS = ("chat.completion.chunk", "text_completion")
 
@@ -28,6 +30,7 @@ _ERRORS: dict[str, tuple[str, str | None]] = {
     "upstream_failed": ("server_error", "upstream_failed"),
     "timeout": ("server_error", "timeout"),
     "rate_limited": ("rate_limit_error", None),
+    "not_offered": ("invalid_request_error", "not_offered"),
 }
 
 
@@ -35,14 +38,13 @@ def parse(route: Route, body: bytes) -> Parsed:
     """Read the head of a request. Raises BadRequest with one sentence."""
     head = base.read_object(body)
     value = head.value
-    asked = base.model_names(value, "model", _missing_model)
+    asked = base.model_names(value, "model", missing_model)
     base.refuse_twins(head, "model")
     stream = base.optional(value, "stream", bool, "a boolean")
     prompt = Prompt(cut=head.cut)
     _READERS[route.kind](value, prompt)
     tools = base.objects(value, "tools")
     limit = base.positive(value.get("max_completion_tokens")) or base.positive(value.get("max_tokens"))
-    user = value.get("user")
     return Parsed(
         asked=asked,
         stream=bool(stream) and route.kind != "embedding",
@@ -52,20 +54,21 @@ def parse(route: Route, body: bytes) -> Parsed:
         needs=base.needs(route, tools=bool(tools), images=bool(prompt.images)),
         prefixes=tuple(prompt.marks),
         buffered=bool(tools) or value.get("response_format") is not None,
-        user=user[:256] if isinstance(user, str) else None,
+        user=base.user_of(value),
         tags=base.tags_of(value),
         model_key="model",
+        fallback=base.fallback_of(value),
     )
 
 
-def _missing_model() -> ApiError:
+def missing_model() -> ApiError:
     return BadRequest("you must provide a model parameter")
 
 
 def _read_chat(value: dict[str, Any], prompt: Prompt) -> None:
     messages = base.objects(value, "messages")
-    if not messages:
-        raise BadRequest("'messages' is required and must hold at least one message")
+    if value.get("messages") is None:  # none at all is for the backend to judge: llama-server takes it
+        raise BadRequest("'messages' is required")
     if value.get("tools"):
         prompt.value(value["tools"])
     if value.get("response_format"):
@@ -127,20 +130,14 @@ def _read_embedding(value: dict[str, Any], prompt: Prompt) -> None:
 
 
 def _read_list(given: list[Any], key: str, prompt: Prompt) -> None:
-    """Texts, tokens, or lists of tokens."""
-    if all(isinstance(item, str) for item in given):
-        for item in given:
+    """Texts, tokens, lists of tokens; llama-server takes a mixture, and objects with a text."""
+    for item in given:
+        if isinstance(item, str):
             prompt.text(item)
-    elif all(map(_is_token, given)) or all(
-        isinstance(item, list) and all(map(_is_token, item)) for item in given
-    ):
-        prompt.value(given)
-    else:
-        raise BadRequest(f"'{key}' must be a string, a list of strings or a list of tokens")
-
-
-def _is_token(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+        elif isinstance(item, int | list | dict) and not isinstance(item, bool):
+            prompt.value(item)
+        else:
+            raise BadRequest(f"'{key}' must be a string, a list of strings or a list of tokens")
 
 
 _READERS = {"chat": _read_chat, "completion": _read_completion, "embedding": _read_embedding}
@@ -149,15 +146,15 @@ _READERS = {"chat": _read_chat, "completion": _read_completion, "embedding": _re
 def error_body(error: ApiError, request_id: str | None) -> bytes:
     """`{"error": {message, type, param, code}}`."""
     del request_id
-    return orjson.dumps({"error": _error_object(error)})
+    return orjson.dumps({"error": error_object(error)})
 
 
 def error_record(error: ApiError) -> bytes:
     """The last record of a stream that broke: no `[DONE]` follows it."""
-    return b"data: " + orjson.dumps({"error": _error_object(error)}) + b"\n\n"
+    return b"data: " + orjson.dumps({"error": error_object(error)}) + b"\n\n"
 
 
-def _error_object(error: ApiError) -> dict[str, object]:
+def error_object(error: ApiError) -> dict[str, object]:
     kind, code = _ERRORS.get(error.kind, (_type_by_status(error.status), None))
     return {"message": error.message, "type": kind, "param": None, "code": code}
 
@@ -174,6 +171,8 @@ def judge(payload: bytes) -> Verdict:
     """What a record is."""
     if payload == _DONE:
         return Verdict.END
+    if payload == _NOTHING:
+        return Verdict.SILENT
     value = base.read_record(payload)
     if value is None:
         return Verdict.MALFORMED
@@ -194,7 +193,7 @@ def _speaks(choice: dict[str, Any]) -> bool:
 
 def ending(last: Sequence[bytes]) -> Ending:
     """How a stream ended, from its last records (finish, usage, `[DONE]`)."""
-    values = [base.read_record(payload) for payload in last if payload != _DONE]
+    values = [base.read_record(payload) for payload in last if payload not in (_DONE, _NOTHING)]
     known = [value for value in values if value is not None]
     if len(known) < len(values):
         return Ending("error", message=base.UNREADABLE)
@@ -270,6 +269,21 @@ def proper_end(last: Sequence[bytes]) -> bytes:
     return frame(orjson.dumps(value)) + frame(_DONE)
 
 
+def progress(route: Route, model: str, text: str, wall_s: float) -> bytes:
+    """A chunk before the backend's first one, with text where reasoning stands."""
+    if route.kind != "chat":
+        return b""
+    delta = {"role": "assistant", "reasoning_content": text}
+    chunk = {
+        "id": "chatcmpl-waiting",
+        "object": _CHUNKS[0],
+        "created": int(wall_s),
+        "model": model,
+        "choices": [{"index": 0, "delta": delta, "finish_reason": None}],
+    }
+    return frame(orjson.dumps(chunk))
+
+
 def frame(payload: bytes) -> bytes:
     """One record as it stands in the stream."""
     return b"data: " + payload.replace(b"\n", b"\ndata: ") + b"\n\n"
@@ -288,4 +302,7 @@ OPENAI = Dialect(
     whole,
     proper_end,
     frame,
+    ping=b": ping\n\n",
+    progress=progress,
+    error_type=dict,
 )

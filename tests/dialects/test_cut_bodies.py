@@ -11,12 +11,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from herd.dialects import DIALECTS, Parsed, base
+from herd.dialects import DIALECT_BY_PATH, Parsed, base
 from herd.errors import ApiError, BadRequest
 from herd_node.protocol import jsonedit
 from herd_node.protocol.routes import FORWARDED, FORWARDED_BY_PATH
 
-PATHS = [route.path for route in FORWARDED]
+PATHS = [route.path for route in FORWARDED if route.model_at == "body"]
 CUT = base._CUT_STRING_BYTES
 MESSAGE: dict[str, Any] = {"role": "user", "content": "what is this?"}
 
@@ -24,7 +24,7 @@ MESSAGE: dict[str, Any] = {"role": "user", "content": "what is this?"}
 def outcome(path: str, body: bytes) -> Parsed | tuple[int, str]:
     route = FORWARDED_BY_PATH[path]
     try:
-        return DIALECTS[route.dialect].parse(route, body)
+        return DIALECT_BY_PATH[path].parse(route, body)
     except ApiError as error:
         return error.status, error.message
 

@@ -9,12 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from herd.dialects import DIALECTS, Parsed
+from herd.dialects import DIALECT_BY_PATH, Parsed, dialect_of
 from herd.errors import ApiError, BadRequest
 from herd.request import InferenceRequest
+from herd_node.backends.ollama import LOAD_OPTIONS
 from herd_node.protocol.routes import FORWARDED, FORWARDED_BY_PATH, Route
 
-PATHS = [route.path for route in FORWARDED]
+#: Forms are read in test_forms_and_services.py.
+ROUTES = [route for route in FORWARDED if route.model_at == "body"]
+PATHS = [route.path for route in ROUTES]
 GENERATING = [route.path for route in FORWARDED if route.kind in ("chat", "completion", "generate")]
 
 #: The least that each endpoint takes.
@@ -27,13 +30,19 @@ GOOD: dict[str, dict[str, Any]] = {
     "/api/embed": {"model": "m", "input": "hi"},
     "/api/embeddings": {"model": "m", "prompt": "hi"},
     "/api/show": {"model": "m"},
+    "/v1/responses": {"model": "m", "input": "hi"},
+    "/v1/rerank": {"model": "m", "query": "hi", "documents": ["a", "b"]},
+    "/rerank": {"model": "m", "query": "hi", "documents": [{"text": "a"}]},
+    "/v1/images/generations": {"model": "m", "prompt": "a tree"},
+    "/v1/messages": {"model": "m", "max_tokens": 9, "messages": [{"role": "user", "content": "hi"}]},
+    "/v1/messages/count_tokens": {"model": "m", "messages": [{"role": "user", "content": "hi"}]},
 }
 
 
 def parse(path: str, body: object) -> Parsed:
     route = FORWARDED_BY_PATH[path]
     raw = body if isinstance(body, bytes) else orjson.dumps(body)
-    return DIALECTS[route.dialect].parse(route, raw)
+    return DIALECT_BY_PATH[path].parse(route, raw)
 
 
 def span_of(path: str, body: bytes) -> tuple[int, int] | None:
@@ -114,6 +123,11 @@ def test_what_is_no_json_object_is_refused_everywhere(path: str, body: bytes, sa
         ("/api/embed", 404, "model '' not found"),
         ("/api/embeddings", 400, "model is required"),
         ("/api/show", 400, "model is required"),
+        ("/v1/responses", 400, "you must provide a model parameter"),
+        ("/v1/rerank", 400, "you must provide a model parameter"),
+        ("/v1/images/generations", 400, "you must provide a model parameter"),
+        ("/v1/messages", 400, "model is required"),
+        ("/v1/messages/count_tokens", 400, "model is required"),
     ],
 )
 @pytest.mark.parametrize("missing", [{}, {"model": None}, {"model": ""}])
@@ -165,11 +179,11 @@ def test_a_stream_that_is_no_boolean_is_refused(path: str, value: object):
 
 #: path, field, values that are wrong there
 WRONG_FIELDS: list[tuple[str, str, list[object]]] = [
-    ("/v1/chat/completions", "messages", ["hi", 7, {}, [], None, ["hi"], [None], [[]]]),
+    ("/v1/chat/completions", "messages", ["hi", 7, {}, None, ["hi"], [None], [[]]]),
     ("/v1/chat/completions", "tools", ["x", {}, 7, ["x"]]),
-    ("/v1/completions", "prompt", [7, {}, True, None, [None], [{}], ["a", 1], [[1, "a"]], [True]]),
+    ("/v1/completions", "prompt", [7, {}, True, None, [None], ["a", None], [1.5], [True]]),
     ("/v1/completions", "suffix", [7, [], {}]),
-    ("/v1/embeddings", "input", [7, {}, True, None, [None], [{}], ["a", 1], [[1, "a"]], [1.5]]),
+    ("/v1/embeddings", "input", [7, {}, True, None, [None], ["a", False], [1.5]]),
     ("/api/chat", "messages", ["hi", 7, {}, ["hi"], [None], [{"content": 7}], [{"content": []}]]),
     ("/api/chat", "messages", [[{"content": "x", "images": "aGk="}], [{"content": "x", "images": [7]}]]),
     ("/api/chat", "tools", ["x", {}, 7, ["x"]]),
@@ -181,6 +195,30 @@ WRONG_FIELDS: list[tuple[str, str, list[object]]] = [
     ("/api/embed", "input", [7, {}, True, [7], [None], [[1, 2]]]),
     ("/api/embeddings", "prompt", [7, [], {}, True]),
     ("/api/show", "verbose", ["x", 7, []]),
+    ("/v1/responses", "input", [7, {}, True, None, [None], ["hi"], [{"content": 7}], [{"content": [7]}]]),
+    ("/v1/responses", "instructions", [7, [], {}]),
+    ("/v1/responses", "tools", ["x", {}, 7, ["x"]]),
+    ("/v1/responses", "text", ["x", [], 7]),
+    ("/v1/rerank", "query", [7, [], {}, None]),
+    ("/v1/rerank", "documents", ["x", 7, {}, None, [], [7], [None], [{}], [{"text": 7}]]),
+    ("/v1/rerank", "top_n", ["x", [], 1.5, -1, True]),
+    ("/v1/images/generations", "prompt", [7, [], {}, None, ""]),
+    ("/v1/images/generations", "n", ["x", [], 1.5, True]),
+    ("/v1/images/generations", "size", [7, [], {}]),
+    ("/v1/messages", "messages", ["hi", 7, {}, [], None, ["hi"], [None], [{"role": "user"}]]),
+    ("/v1/messages", "messages", [[{"role": 7, "content": "x"}], [{"role": "user", "content": 7}]]),
+    ("/v1/messages", "messages", [[{"role": "user", "content": [7]}], [{"role": "user", "content": [{}]}]]),
+    ("/v1/messages", "tools", ["x", {}, 7, ["x"]]),
+    ("/v1/messages", "system", [7, {}, [7], [{}], [{"type": "text", "text": 7}]]),
+    ("/v1/messages", "max_tokens", ["5", 0, -1, 1.5, True, []]),
+    ("/v1/messages", "temperature", ["1", [], {}, True]),
+    ("/v1/messages", "top_p", ["1", []]),
+    ("/v1/messages", "top_k", ["1", 1.5]),
+    ("/v1/messages", "stop_sequences", ["x", [7], {}]),
+    ("/v1/messages", "tool_choice", ["auto", []]),
+    ("/v1/messages", "thinking", [True, "enabled", []]),
+    ("/v1/messages", "metadata", ["x", []]),
+    ("/v1/messages/count_tokens", "messages", ["hi", [], None]),
 ]
 
 
@@ -193,7 +231,7 @@ def test_a_field_of_the_wrong_type_is_refused_in_a_sentence_that_names_it(
 ):
     error = refusal(path, GOOD[path] | {field: value})
     assert error.status == 400
-    inside = ("content", "images", "input type")
+    inside = ("content", "images", "input type", "role")
     assert f"'{field}'" in error.message or any(word in error.message for word in inside)
 
 
@@ -267,6 +305,63 @@ def test_fallback_models_that_are_no_list_of_names_are_refused(path: str, value:
     assert refusal(path, GOOD[path] | {"fallback_models": value}).status == 400
 
 
+@pytest.mark.parametrize("path", PATHS)
+def test_fallback_says_which_other_models_may_serve(path: str):
+    for value, meant in ((None, "default"), (True, "default"), (False, "none"), ("loaded", "loaded")):
+        assert parse(path, GOOD[path] | {"fallback": value}).fallback == meant
+    assert parse(path, GOOD[path]).fallback == "default"
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("value", [0, 1, "", "Loaded", "true", [], {}, ["loaded"], 0.0])
+def test_a_fallback_of_another_kind_is_refused_by_name(path: str, value: object):
+    error = refusal(path, GOOD[path] | {"fallback": value})
+    assert (error.status, "'fallback'" in error.message) == (400, True)
+
+
+@pytest.mark.parametrize("fallback", [None, "loaded", False])
+@pytest.mark.parametrize(
+    ("path", "more", "meant"),
+    [
+        ("/api/chat", {"messages": []}, "none"),
+        ("/api/chat", {"messages": None, "keep_alive": 0}, "none"),
+        ("/api/generate", {"prompt": ""}, "none"),
+        ("/api/generate", {"prompt": "", "keep_alive": 0}, "none"),
+        *[("/api/chat", {"keep_alive": zero}, "chain") for zero in (0, 0.0, "0", "0s", "-0m0.0s")],
+        ("/api/generate", {"raw": True}, "chain"),
+        ("/api/generate", {"context": [1, 2]}, "chain"),
+        ("/api/generate", {"template": "{{ .Prompt }}"}, "chain"),
+        ("/api/generate", {"suffix": "}"}, "chain"),
+        *[("/api/chat", {"keep_alive": some}, "default") for some in (None, -1, "5m", "10", "x", False, "")],
+        ("/api/generate", {"raw": False, "context": [], "template": "", "suffix": None}, "default"),
+    ],
+)
+def test_what_means_one_model_is_not_for_any_other(
+    path: str, more: dict[str, object], meant: str, fallback: object
+):
+    asked = {None: "default", "loaded": "loaded", False: "none"}[fallback]  # type: ignore[index]
+    found = parse(path, GOOD[path] | more | {"fallback": fallback}).fallback
+    assert found == ("none" if asked == "none" else asked if meant == "default" else meant)
+
+
+@pytest.mark.parametrize(
+    ("think", "needed"),
+    [(True, True), ("low", True), ("max", True), (False, False), (None, False), ("x", False), (1, False)],
+)
+@pytest.mark.parametrize("path", ["/api/chat", "/api/generate"])
+def test_thoughts_that_are_asked_for_need_a_model_that_thinks(path: str, think: object, needed: bool):
+    assert ("thinking" in parse(path, GOOD[path] | {"think": think}).needs) is needed
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_who_is_behind_it_is_read_in_every_dialect(path: str):
+    ids = {"metadata": {"user_id": "u-" + 300 * "x"}}
+    assert parse(path, GOOD[path] | {"user": "anna"} | ids).user == "anna"
+    assert parse(path, GOOD[path] | ids).user == ("u-" + 300 * "x")[:256]
+    for nobody in ({"user": 7}, {"user": ""}, {"metadata": {"user_id": 7}}, {}):
+        assert parse(path, GOOD[path] | nobody).user is None
+
+
 def test_tags_come_from_the_metadata_and_never_stop_a_request():
     def tags(metadata: object) -> tuple[str, ...]:
         return parse("/v1/chat/completions", GOOD["/v1/chat/completions"] | {"metadata": metadata}).tags
@@ -300,6 +395,13 @@ def test_fields_that_reach_into_a_nodes_slots_are_refused(path: str, field: str)
         ("/api/embed", True, False),
         ("/api/embeddings", None, False),
         ("/api/show", True, False),
+        ("/v1/responses", None, False),
+        ("/v1/responses", True, True),
+        ("/v1/rerank", True, False),
+        ("/v1/images/generations", True, False),
+        ("/v1/messages", None, False),
+        ("/v1/messages", True, True),
+        ("/v1/messages/count_tokens", True, False),
     ],
 )
 def test_each_endpoint_streams_by_its_own_default(path: str, stream: bool | None, expected: bool):
@@ -335,9 +437,47 @@ def test_what_the_planner_must_know_is_read():
 @pytest.mark.parametrize("value", [-1, 0, True, "5", 1.5, None, [], {}])
 def test_a_limit_that_limits_nothing_is_none(value: object):
     assert parse("/v1/completions", {"model": "m", "prompt": "x", "max_tokens": value}).max_tokens is None
-    options = {"num_predict": value, "num_ctx": value}
+    body = {"model": "m", "prompt": "x", "options": {"num_predict": value}}
+    assert parse("/api/generate", body).max_tokens is None
+
+
+@pytest.mark.parametrize(
+    ("value", "wanted"),
+    [
+        (2048, 2048),
+        (2048.9, 2048),
+        (3, 4),
+        (0, 4),
+        (-1, 4),
+        (None, None),
+        (True, None),
+        ("9", None),
+        ([], None),
+    ],
+)
+def test_num_ctx_is_read_as_ollama_reads_it(value: object, wanted: int | None):
+    options = {"num_ctx": value}
     parsed = parse("/api/generate", {"model": "m", "prompt": "x", "options": options})
-    assert (parsed.max_tokens, parsed.wanted_context_tokens) == (None, None)
+    assert parsed.wanted_context_tokens == wanted
+    openai = {"model": "m", "prompt": "x", "options": {**options, "num_gpu": 3}}
+    parsed = parse("/v1/completions", openai)
+    assert (parsed.wanted_context_tokens, parsed.load_options) == (None, ())
+
+
+def test_options_that_decide_about_a_load_are_known_by_name_and_type():
+    options = {
+        "num_gpu": 20,
+        "use_mmap": True,
+        "num_thread": "8",
+        "num_batch": True,
+        "main_gpu": None,
+        "seed": 1,
+    }
+    parsed = parse("/api/chat", {"model": "m", "options": options})
+    assert parsed.load_options == (("num_gpu", 20), ("use_mmap", True))
+    every = dict.fromkeys(LOAD_OPTIONS, 1) | {"use_mmap": False}
+    parsed = parse("/api/chat", {"model": "m", "options": every})
+    assert {"num_ctx", *dict(parsed.load_options)} == set(LOAD_OPTIONS)  # the agent's own list
 
 
 def test_text_that_is_not_ascii_counts_more_tokens():
@@ -385,26 +525,28 @@ _FIELDS = (
     "tools",
     "options",
     "fallback_models",
+    "fallback",
     "metadata",
 )
+_FIELDS += ("query", "documents", "instructions", "thinking", "stop_sequences", "tool_choice", "text")
 _FIELDS += ("images", "format", "suffix", "system", "name", "response_format", "max_tokens", "user")
 
 
 @given(
-    route=st.sampled_from(FORWARDED),
+    route=st.sampled_from(ROUTES),
     changed=st.dictionaries(st.sampled_from(_FIELDS), _JSON, max_size=4),
 )
 def test_any_json_is_understood_or_refused_in_one_sentence(route: Route, changed: dict[str, object]):
     body = orjson.dumps(GOOD[route.path] | changed)
     refused: ApiError | None = None
     try:
-        DIALECTS[route.dialect].parse(route, body)
+        dialect_of(route).parse(route, body)
     except ApiError as error:
         refused = error
     assert refused is None or (refused.message and 400 <= refused.status < 500)
 
 
-@given(route=st.sampled_from(FORWARDED), body=st.binary(max_size=60))
+@given(route=st.sampled_from(ROUTES), body=st.binary(max_size=60))
 def test_any_bytes_are_refused_in_one_sentence(route: Route, body: bytes):
     with pytest.raises(ApiError):
-        DIALECTS[route.dialect].parse(route, body)
+        dialect_of(route).parse(route, body)

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from herd.dialects import OLLAMA, OPENAI, Dialect, Ending, StreamWatch, Verdict
+from herd.dialects import ANTHROPIC, OLLAMA, OPENAI, RESPONSES, Dialect, Ending, StreamWatch, Verdict
 from tests.fakes.recordings import recording
 
-DIALECTS = {"openai": OPENAI, "ollama": OLLAMA}
+DIALECTS = {"openai": OPENAI, "ollama": OLLAMA, "anthropic": ANTHROPIC, "responses": RESPONSES}
 
 #: recording, dialect, finish reason, prompt tokens, completion tokens
 GOOD: list[tuple[str, Dialect, str, int | None, int | None]] = [
@@ -30,6 +30,13 @@ GOOD: list[tuple[str, Dialect, str, int | None, int | None]] = [
     ("ollama/generate-stream", OLLAMA, "length", 12, 8),
     ("ollama/chat-tools", OLLAMA, "stop", 192, 32),
     ("ollama/chat-think-default", OLLAMA, "stop", 94, 22),
+    ("llamacpp/messages-stream", ANTHROPIC, "max_tokens", 34, 4),
+    ("llamacpp/reasoning-messages-stream", ANTHROPIC, "max_tokens", 12, 30),
+    ("ollama/v1-messages-stream", ANTHROPIC, "max_tokens", 13, 3),
+    ("ollama/v1-messages-think", ANTHROPIC, "end_turn", 94, 22),
+    ("ollama/v1-messages-tools-stream", ANTHROPIC, "tool_use", 192, 32),
+    ("llamacpp/responses-stream", RESPONSES, "stop", 34, 4),
+    ("ollama/v1-responses-stream", RESPONSES, "stop", 13, 3),
 ]
 NAMES = [name for name, *_ in GOOD]
 
@@ -78,12 +85,12 @@ def test_any_split_passes_and_what_has_passed_is_always_whole_records(name: str,
 
 
 @pytest.mark.parametrize(("name", "dialect"), [row[:2] for row in GOOD])
-@pytest.mark.parametrize("records_a_chunk", [1, 2, 3])
+@pytest.mark.parametrize("records_a_chunk", [1, 2, 3, 7])
 def test_records_that_come_whole_are_seen_as_those_that_come_in_bytes(
     name: str, dialect: Dialect, records_a_chunk: int
 ):
     body = recording(name).body
-    end = b"\n\n" if dialect is OPENAI else b"\n"
+    end = b"\n" if dialect is OLLAMA else b"\n\n"
     records = [record + end for record in body.removesuffix(end).split(end)]
     chunks = [b"".join(records[at : at + records_a_chunk]) for at in range(0, len(records), records_a_chunk)]
     out, ending, watch = watch_all(dialect, chunks)
@@ -97,6 +104,59 @@ def test_records_that_come_whole_are_seen_as_those_that_come_in_bytes(
         assert (watch.last, watch.content_seen, watch.ended) == (slow.last, slow.content_seen, slow.ended)
         if at > 40:
             break
+
+
+_SEVERAL = {
+    "sse": [
+        b"data: %b\n\n",
+        b"data:%b\n\n",
+        b"data: %b\r\n\r\n",
+        b"event: x\ndata: %b\n\n",
+        b": c\n\ndata: %b\n\n",
+    ],
+    "ndjson": [b"%b\n", b"%b\r\n", b"\n%b\n", b" %b\n"],
+}
+
+
+def usual(dialect: Dialect) -> bytes:
+    """How the dialect writes a plain record."""
+    named = b"event: %b\n" % dialect.event if dialect.event else b""
+    return named + _SEVERAL[dialect.framing][0]
+
+
+@pytest.mark.parametrize("name", ["anthropic", "responses"])
+def test_the_named_event_that_is_passed_unread_is_the_one_that_comes(name: str):
+    """Else each of them would be taken apart."""
+    dialect = DIALECTS[name]
+    record = dialect.frame(WORDS[name]("a"))
+    assert record.startswith(b"event: %b\ndata: {" % dialect.event)
+    watch = StreamWatch(dialect)
+    watch.feed(record)
+    assert watch.content_seen
+    for records in (record, 3 * record):
+        assert watch.feed(records) is records
+    assert watch.last[-1] == WORDS[name]("a")
+
+
+@given(data=st.data(), name=st.sampled_from(["openai", "ollama", "anthropic", "responses"]))
+def test_plain_records_are_seen_the_same_whatever_stands_beside_them(data: st.DataObject, name: str):
+    """Runs of plain records pass without being taken apart; anything else among them must not."""
+    dialect = DIALECTS[name]
+    kinds = st.tuples(
+        st.sampled_from([WORDS[name]("a"), WORDS[name]('"error"'), b'{"error":"no"}', b"7", *ENDS[name]]),
+        st.sampled_from([usual(dialect)] * 4 + _SEVERAL[dialect.framing]),
+    )
+    records = [form % value for value, form in data.draw(st.lists(kinds, max_size=8))]
+    records.insert(0, dialect.frame(WORDS[name]("first")))
+    size = data.draw(st.integers(1, 4))
+    watch, slow = StreamWatch(dialect), StreamWatch(dialect)
+    for at in range(0, len(records), size):
+        chunk_ = b"".join(records[at : at + size])
+        out, slow_out = watch.feed(chunk_), b"".join(map(slow.feed, bytes_of(chunk_)))
+        assert watch.failed == slow.failed
+        assert (watch.last, watch.content_seen, watch.ended) == (slow.last, slow.content_seen, slow.ended)
+        if b"\r" not in chunk_ and not watch.failed and not watch.ended:
+            assert out == slow_out == chunk_
 
 
 @given(cuts=st.lists(st.integers(0, 3000), max_size=10), ends=st.sampled_from([b"\r\n", b"\r"]))
@@ -121,10 +181,12 @@ def test_sse_with_other_line_ends_is_cut_at_records_too(cuts: list[int], ends: b
         ("ollama/repeat-abort", OLLAMA, "repeat_abort", None),
         ("llamacpp/router-child-killed-mid-stream", OPENAI, "repeat_abort", None),
         ("llamacpp/kill9-mid-stream", OPENAI, "repeat_abort", None),
+        ("ollama/kill9-child-v1-messages", ANTHROPIC, "truncated", None),
+        ("ollama/kill9-child-v1-responses", RESPONSES, "truncated", None),
     ],
 )
 def test_a_broken_stream_is_known_for_what_it_is(name: str, dialect: Dialect, how: str, message: str | None):
-    """The last two look like Ollama's stop on a repeated token: only an Ollama is believed to do that."""
+    """Two of llama-server look like Ollama's stop on a repeated token: only an Ollama is believed that."""
     body = recording(name).body
     for pieces in ([body], bytes_of(body)):
         out, ending, watch = watch_all(dialect, pieces)
@@ -133,7 +195,8 @@ def test_a_broken_stream_is_known_for_what_it_is(name: str, dialect: Dialect, ho
         assert not watch.ended
         assert body.startswith(out)
         assert whole_records(dialect, out)
-        assert b'"error"' not in out
+        assert b'"error":{' not in out
+        assert b'"error":"' not in out
 
 
 def chunk(text: str, **more: object) -> bytes:
@@ -148,10 +211,24 @@ def line(text: str, **more: object) -> bytes:
     )
 
 
+def delta(text: str, **more: object) -> bytes:
+    said = {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": text}}
+    return orjson.dumps(said | more)
+
+
+def told(text: str, **more: object) -> bytes:
+    return orjson.dumps({"type": "response.output_text.delta", "item_id": "m", "delta": text} | more)
+
+
+STOP = [
+    orjson.dumps({"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {}}),
+    b'{"type":"message_stop"}',
+]
+COMPLETED = orjson.dumps({"type": "response.completed", "response": {"status": "completed"}})
 FINISH = chunk("", choices=[{"index": 0, "delta": {}, "finish_reason": "stop"}])
 DONE = line("", done=True, done_reason="stop", eval_count=3, prompt_eval_count=2)
-WORDS = {"openai": chunk, "ollama": line}
-ENDS = {"openai": [FINISH, b"[DONE]"], "ollama": [DONE]}
+WORDS = {"openai": chunk, "ollama": line, "anthropic": delta, "responses": told}
+ENDS = {"openai": [FINISH, b"[DONE]"], "ollama": [DONE], "anthropic": STOP, "responses": [COMPLETED]}
 
 
 def body_of(name: str, records: list[bytes]) -> bytes:
@@ -223,11 +300,16 @@ def test_an_answer_has_one_end_and_nothing_behind_it(name: str):
 
 @pytest.mark.parametrize("name", DIALECTS)
 def test_silence_is_not_content(name: str):
-    silent = [WORDS[name](""), b""] if name == "ollama" else [WORDS[name](""), chunk("", choices=[])]
+    silent = {
+        "openai": chunk("", choices=[]),
+        "ollama": line(""),
+        "anthropic": b'{"type":"ping"}',
+        "responses": b'{"type":"response.created"}',
+    }
     watch = StreamWatch(DIALECTS[name])
-    watch.feed(body_of(name, [record for record in silent if record]))
+    watch.feed(body_of(name, [WORDS[name](""), silent[name]]))
     assert not watch.content_seen
-    watch.feed(b": ping\n\n" if name == "openai" else b"\n")
+    watch.feed(b"\n" if name == "ollama" else b": ping\n\n")
     assert not watch.content_seen
     watch.feed(body_of(name, [WORDS[name]("x")]))
     assert watch.content_seen
@@ -241,6 +323,58 @@ CONTENT = [
     chunk("", choices=[{"delta": {}, "finish_reason": "stop"}]),
     chunk("", choices=[{"delta": {}}, {"delta": {"content": "x"}}]),
 ]
+
+
+ANTHROPIC_CONTENT = [
+    b'{"type":"content_block_delta","delta":{"type":"thinking_delta","thinking":"x"}}',
+    b'{"type":"content_block_delta","delta":{"type":"input_json_delta","partial_json":"{"}}',
+    b'{"type":"content_block_start","content_block":{"type":"tool_use","name":"f","input":{}}}',
+    b'{"type":"message_delta","delta":{"stop_reason":"end_turn"}}',
+]
+
+
+@pytest.mark.parametrize("record", ANTHROPIC_CONTENT)
+def test_whatever_an_event_of_anthropics_says_is_content(record: bytes):
+    assert ANTHROPIC.judge(record) is Verdict.CONTENT
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        b'{"type":"response.function_call_arguments.delta","delta":"{"}',
+        b'{"type":"response.reasoning_text.delta","delta":"x"}',
+        b'{"type":"response.output_item.done","item":{}}',
+    ],
+)
+def test_whatever_an_event_of_a_response_says_is_content(record: bytes):
+    assert RESPONSES.judge(record) is Verdict.CONTENT
+
+
+def test_a_response_that_failed_is_an_error_with_its_cause():
+    failed = {"type": "response.failed", "response": {"status": "failed", "error": {"message": "the cause"}}}
+    out, ending, _ = watch_all(RESPONSES, [body_of("responses", [told("a"), orjson.dumps(failed)])])
+    assert (out, ending.how, ending.message) == (body_of("responses", [told("a")]), "error", "the cause")
+
+
+def test_a_response_that_was_cut_by_its_limit_is_complete():
+    cut = {"type": "response.incomplete", "response": {"status": "incomplete"}}
+    _, ending, _ = watch_all(RESPONSES, [body_of("responses", [told("a"), orjson.dumps(cut)])])
+    assert (ending.how, ending.finish_reason) == ("complete", "length")
+
+
+def test_a_message_that_stops_without_a_reason_is_not_sent_on():
+    out, ending, watch = watch_all(ANTHROPIC, [body_of("anthropic", [delta("a"), STOP[1]])])
+    assert (out, ending.how, watch.ended) == (body_of("anthropic", [delta("a")]), "error", False)
+    assert "stop_reason" in (ending.message or "")
+
+
+def test_events_that_are_written_anew_keep_their_names():
+    good = body_of("anthropic", [delta("a"), *STOP])
+    assert b"event: content_block_delta\n" in good
+    assert b"event: message_stop\n" in good
+    assert body_of("responses", [COMPLETED]).startswith(b"event: response.completed\ndata: ")
+    odd = orjson.dumps({"type": "a\r\nb"})
+    assert body_of("anthropic", [odd]) == body_of("responses", [odd]) == b"data: " + odd + b"\n\n"
 
 
 @pytest.mark.parametrize("record", CONTENT)
@@ -301,7 +435,7 @@ def test_an_end_mark_without_a_finish_reason_is_not_sent_on():
 def test_a_last_line_without_a_line_end_counts():
     body = body_of("ollama", [line("a"), DONE])[:-1]
     out, ending, watch = watch_all(OLLAMA, bytes_of(body))
-    assert (out, ending.how, watch.ended) == (body + b"\n", "complete", True)
+    assert (out, ending.how, watch.ended) == (body, "complete", True)
     out, ending, _ = watch_all(OPENAI, [body_of("openai", [chunk("a"), FINISH]) + b"data: [DONE]"])
     assert ending.how == "truncated"
 
@@ -330,6 +464,7 @@ def test_a_long_record_costs_no_more_when_it_comes_in_drops(name: str):
 
 _KEYS = ["choices", "delta", "message", "usage", "timings", "error", "done", "done_reason", "text", "model"]
 _KEYS += ["finish_reason", "object", "prompt_tokens_details", "eval_count", "content"]
+_KEYS += ["type", "response", "stop_reason", "content_block"]
 _VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-5, 5) | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(_KEYS), inner, max_size=4),

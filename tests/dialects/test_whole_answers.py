@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from herd.dialects import DIALECTS, Ending
+from herd.dialects import DIALECT_BY_PATH, Ending, dialect_of
 from herd_node.protocol.routes import FORWARDED, FORWARDED_BY_PATH, Route
 from tests.fakes.recordings import recording
 
 
 def whole(path: str, body: bytes) -> Ending:
     route = FORWARDED_BY_PATH[path]
-    return DIALECTS[route.dialect].whole(route, body)
+    return DIALECT_BY_PATH[path].whole(route, body)
 
 
 @pytest.mark.parametrize(
@@ -36,6 +36,13 @@ def whole(path: str, body: bytes) -> Ending:
         ("ollama/embed-empty-list", "/api/embed", None),
         ("ollama/embeddings", "/api/embeddings", None),
         ("ollama/show", "/api/show", None),
+        ("llamacpp/responses", "/v1/responses", "stop"),
+        ("ollama/v1-responses", "/v1/responses", "stop"),
+        ("ollama/v1-responses-tools", "/v1/responses", "stop"),
+        ("llamacpp/messages", "/v1/messages", "max_tokens"),
+        ("ollama/v1-messages", "/v1/messages", "max_tokens"),
+        ("ollama/v1-messages-tools", "/v1/messages", "tool_use"),
+        ("llamacpp/messages-count-tokens", "/v1/messages/count_tokens", None),
     ],
 )
 def test_a_recorded_answer_is_complete(name: str, path: str, finish: str | None):
@@ -49,7 +56,9 @@ def test_a_recorded_answer_is_complete(name: str, path: str, finish: str | None)
         assert ending.prompt_tokens
 
 
-@pytest.mark.parametrize("path", [route.path for route in FORWARDED if route.path != "/api/show"])
+@pytest.mark.parametrize(
+    "path", [route.path for route in FORWARDED if route.kind not in ("show", "transcription")]
+)
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"7", b"null", b"{}", b"<html>", b"\xff"])
 def test_anything_else_is_truncated(path: str, body: bytes):
     ending = whole(path, body)
@@ -63,12 +72,14 @@ def test_an_error_with_status_200_is_an_error(path: str):
         assert (ending.how, ending.message) == ("error", "the cause")
 
 
-@pytest.mark.parametrize("path", [route.path for route in FORWARDED])
+@pytest.mark.parametrize("path", [route.path for route in FORWARDED if route.kind != "transcription"])
 def test_half_an_answer_is_no_answer(path: str):
     stems = {
         "/v1/chat/completions": "llamacpp/chat",
         "/api/chat": "ollama/chat",
         "/api/embed": "ollama/embed",
+        "/v1/messages": "llamacpp/messages",
+        "/v1/responses": "llamacpp/responses",
     }
     body = recording(stems.get(path, "ollama/generate")).body
     assert whole(path, body[: len(body) // 2]).how == "truncated"
@@ -105,7 +116,7 @@ _VALUES = st.recursive(
 
 @given(route=st.sampled_from(FORWARDED), value=_VALUES)
 def test_nothing_that_a_backend_answers_makes_it_fall_over(route: Route, value: object):
-    ending = DIALECTS[route.dialect].whole(route, orjson.dumps(value))
+    ending = dialect_of(route).whole(route, orjson.dumps(value))
     assert ending.how in ("complete", "repeat_abort", "truncated", "error")
     for number in (ending.prompt_tokens, ending.cached_tokens, ending.completion_tokens):
         assert number is None or (isinstance(number, int) and number >= 0)
