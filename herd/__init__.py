@@ -5,7 +5,7 @@ Five primitives, and which way each flows:
 * a *Heartbeat* comes from an agent every 5 s; `fleet.registry` folds it into *Node* and *Instance* values;
 * a client's HTTP request becomes an *InferenceRequest* (`dialects` parse its head, nothing else reads it);
 * `scheduling.plan` takes a request and a *FleetSnapshot* and answers with a *Step*: Attempt, Wait, Hold,
-  FallBack, Pull or Reject. It is pure: same values in, same step out, time comes in as `now_s`;
+  Pull or Reject. It is pure: same values in, same step out, time comes in as `now_s`;
 * `proxy.dispatch` carries a Step out: it signs, sends, commits late, streams, and requires the terminator;
 * every attempt ends as one *Trace*, which `proxy.trace_writer` puts into SQLite off the hot path.
 

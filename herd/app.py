@@ -23,9 +23,14 @@ from herd.fleet.events import NodeChanged
 from herd.fleet.rates import RateRow
 from herd.fleet.registry import BeatOutcome, Registry
 from herd.identity import Identity, RouterFile, load_or_create_identity, router_urls, write_router_file
+from herd.proxy.autopull import AutoPull
 from herd.proxy.calls import CallSigner, KeyRing
 from herd.proxy.dispatch import Deadlines, Dispatcher
+from herd.proxy.ledger import Books
+from herd.proxy.managing import Managing
+from herd.proxy.node_calls import NodeCalls
 from herd.proxy.probe import Prober
+from herd.proxy.sending import Sender
 from herd.proxy.slots import WaitingRoom
 from herd.proxy.trace_writer import TraceWriter
 from herd.request import Principal
@@ -37,17 +42,19 @@ from herd.store import traces as stored_traces
 from herd.store.database import Database
 from herd.web import routes
 from herd.web.admit import Neighbourhood, admit, neighbourhood
+from herd.web.aliases import Aliases
 from herd.web.dashboard import Dashboard
 from herd.web.fleet import Heartbeats, Status
 from herd.web.inference import Inference
 from herd.web.lists import Lists
+from herd.web.manage import DashboardManagement, OllamaManagement
 from herd_node.net.lane import lane_protocol
 from herd_node.net.pool import Pool
 from herd_node.net.server import QuietServer, StartPortTaken, bind, port_of
 from herd_node.protocol import auth
 from herd_node.protocol.routes import FORWARDED, Route
 from herd_node.runtime.addresses import own_addresses, own_networks
-from herd_node.runtime.chance import HexSource, new_hex
+from herd_node.runtime.chance import RisingHex, new_hex
 from herd_node.runtime.clock import Clock, SystemClock
 from herd_node.runtime.paths import DataDir, FileLock
 from herd_node.runtime.tasks import Tasks, supervise
@@ -139,6 +146,8 @@ class Router:
             wait_timeout_s=settings.wait_timeout_s,
             hold_timeout_s=settings.hold_timeout_s,
             max_attempts=settings.max_attempts,
+            vram_fallback=settings.vram_fallback,
+            context_protection=settings.context_protection,
         )
         self.room = WaitingRoom(self.registry, policy, clock, max_waiting=settings.max_waiting)
         self.pool = Pool(
@@ -156,20 +165,28 @@ class Router:
             connect_timeout_s=settings.connect_timeout_s,
             changed=self._react,
         )
+        self.node_calls = NodeCalls(
+            self.registry, signer, clock, connect_timeout_s=settings.connect_timeout_s
+        )
+        self.models = Managing(self.registry, self.node_calls, clock)
+        books = Books(self.registry, self.room, self.traces, clock, self.identity.router_id)
         self.dispatcher = Dispatcher(
-            registry=self.registry,
-            room=self.room,
-            pool=self.pool,
-            signer=signer,
-            traces=self.traces,
-            clock=clock,
+            books=books,
+            sender=Sender(self.pool, signer),
+            pulls=AutoPull(
+                self.models,
+                self.tasks,
+                clock,
+                mode=settings.auto_pull,
+                timeout_s=settings.auto_pull_timeout_s,
+            ),
             deadlines=_deadlines(settings),
-            router_id=self.identity.router_id,
             chance=random.Random(),
+            tell_all=settings.progress == "reasoning",
         )
         gate = auth.BeatGate(self.boot)
         heartbeats = Heartbeats(self.registry, self.keys, gate, clock, self._on_beat)
-        self.status = Status(self.registry, self.room, self.traces, heartbeats, clock)
+        self.status = Status(self.registry, self.room, self.traces, heartbeats, self.models.pulls, clock)
         if self.database.notice:
             self.status.notices.append(self.database.notice)
             _log.warning("%s", self.database.notice)
@@ -180,26 +197,44 @@ class Router:
 
     def _handlers(self, heartbeats: Heartbeats) -> dict[str, routes.Handler]:
         inference = Inference(
-            self.dispatcher, self.clock, HexSource(12), max_body_bytes=self.settings.max_body_bytes
+            self.dispatcher,
+            self.clock,
+            RisingHex(self.clock.wall_s),
+            Aliases(self.settings.model_aliases, self._knows),
+            max_body_bytes=self.settings.max_body_bytes,
         )
         lists = Lists(self.registry, self.clock)
+        manage = OllamaManagement(self.models, self.clock, max_body_bytes=self.settings.max_body_bytes)
+        models = DashboardManagement(self.models, max_body_bytes=self.settings.max_body_bytes)
         dashboard = Dashboard(self.status, self.traces, port=self.port, join_command=self._join_command)
         return {
             **{route.path: inference for route in FORWARDED},
+            **{route.path: manage for route in routes.OLLAMA_MANAGED},
             "/v1/models": lists.openai_models,
             "/v1/models/{id:path}": lists.openai_model,
             "/api/tags": lists.tags,
             "/api/ps": lists.ps,
             "/api/version": lists.version,
             "/": lists.root,
+            "/api/status": lists.status,
             "/heartbeat": heartbeats,
             "/fleet/status": self.status.status,
             "/healthz": self.status.healthz,
             "/readyz": self.status.readyz,
             "/dashboard/api/traces": self.status.traces,
+            "/dashboard/api/model-management": models.inventory,
+            "/dashboard/api/pull": models.pull,
+            "/dashboard/api/delete": models.delete,
+            "/dashboard/api/load": models.load,
+            "/dashboard/api/unload": models.unload,
             "/dashboard": dashboard.page,
             "/dashboard/static/{path:path}": dashboard.static,
         }
+
+    def _knows(self, name: str) -> bool:
+        """Some node lists the model, or did before a restart."""
+        snapshot = self.registry.snapshot(self.clock.now_s())
+        return name in snapshot.listing or name in snapshot.remembered
 
     # -- run ---------------------------------------------------------------------------------------------
 
@@ -239,6 +274,7 @@ class Router:
             await self.tasks.close()
             await self.traces.close()
             await self.pool.close(force=True)
+            await self.node_calls.close()
             await self.database.close()
 
     def stop(self) -> None:
@@ -391,6 +427,7 @@ def _deadlines(settings: Settings) -> Deadlines:
         gap_buffered_s=settings.gap_buffered_timeout_s,
         total_s=settings.total_timeout_s,
         write_s=settings.write_timeout_s,
+        pull_wait_s=settings.auto_pull_wait_s,
     )
 
 

@@ -61,6 +61,8 @@ def _run(command: str, args: dict[str, Any]) -> int:
         json=bool(args.get("json")),
         limit=args.get("limit", 20),
         request_id=args.get("request_id"),
+        model=args.get("model"),
+        node=args.get("node"),
     )
     return _client(command, client)
 
@@ -81,7 +83,7 @@ def _port_of_the_running(settings: Settings) -> int:
 
 
 def _client(command: str, args: argparse.Namespace) -> int:
-    from herd.console import join, traces, views
+    from herd.console import join, manage, traces, views
 
     run = {
         "status": views.run_status,
@@ -91,6 +93,10 @@ def _client(command: str, args: argparse.Namespace) -> int:
         "traces": traces.run_traces,
         "explain": traces.run_explain,
         "join": join.run_join,
+        "pull": manage.run_pull,
+        "rm": manage.run_rm,
+        "load": manage.run_load,
+        "unload": manage.run_unload,
     }[command]
     return run(args)
 
@@ -123,6 +129,16 @@ def _parser() -> argparse.ArgumentParser:
     explain = commands.add_parser("explain", help="why a request went where it went")
     _common(explain)
     explain.add_argument("request_id", metavar="REQUEST_ID|last")
+    for name, text, where in (
+        ("pull", "get a model onto a node", "the one with the most free memory that it fits"),
+        ("rm", "delete a model", "every node that has it"),
+        ("load", "load a model into memory", "the node that has it and the most free memory"),
+        ("unload", "free the memory of a model", "every node that has it"),
+    ):
+        manage = commands.add_parser(name, help=text)
+        _common(manage)
+        manage.add_argument("model", metavar="MODEL")
+        manage.add_argument("--node", metavar="ID", help=f"where (default: {where})")
     return parser
 
 

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
-from herd_node.protocol import jsonedit
+from herd_node.protocol import forms, jsonedit
 from herd_node.protocol.routes import Route
+
+Fallback = Literal["default", "loaded", "chain", "none"]
+"""Which other models may serve a request: as the router is set; one that is loaded, too; those of its own
+chain; none."""
+
+
+LoadOptions = tuple[tuple[str, int | bool], ...]
+"""Name and value of options that belong to a loaded model and not to one request."""
 
 
 class PrefixMark(NamedTuple):
@@ -26,9 +35,11 @@ class Principal:
     address: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InferenceRequest:
-    """One admitted request. `body` is kept as it came: only the bytes of `model` are ever replaced."""
+class InferenceRequest(NamedTuple):
+    """One admitted request. `body` is kept as it came: only `model` and load-time options are ever edited.
+
+    Written and read by field name only: it is a tuple because that is the cheapest frozen value.
+    """
 
     request_id: str
     route: Route
@@ -36,18 +47,20 @@ class InferenceRequest:
     """Model names in canonical form, the requested one first, then `fallback_models`. Never empty."""
     asked: tuple[str, ...]
     """The same names as the caller wrote them."""
-    body: bytes
+    body: forms.Body
     stream: bool
     est_tokens: float
     """Estimated prompt tokens (scheduling.md §1), before the per-model correction."""
     max_tokens: int | None = None
     """The caller's own limit (max_tokens, max_completion_tokens, num_predict > 0); None when absent."""
     wanted_context_tokens: int | None = None
-    """`options.num_ctx` of the request; None when absent."""
+    """`options.num_ctx` of the request, as Ollama takes it; None when absent."""
+    load_options: LoadOptions = ()
+    """Its other options that decide how Ollama loads a model, by name; empty in every other dialect."""
     needs: frozenset[str] = frozenset()
     """Words that the model's capabilities must contain: completion, embedding, tools, vision, ..."""
     prefixes: tuple[PrefixMark, ...] = ()
-    headers: tuple[tuple[bytes, bytes], ...] = ()
+    headers: Sequence[tuple[bytes, bytes]] = ()
     """End-to-end headers that go on to the node (Content-Type, Accept)."""
     client_request_id: str | None = None
     principal: Principal | None = None
@@ -57,6 +70,15 @@ class InferenceRequest:
     """The field of `body` that names the model (`name` in an old show request)."""
     buffered: bool = False
     """Tools or structured output: backends hold their records back, so silence may last longer."""
+    resolved: tuple[str, ...] = ()
+    """The names under which it is sent, where an alias stands for one of them; else empty."""
+    form_span: tuple[int, int] | None = None
+    """Where the model's name lies in a multipart form."""
+    only: str | None = None
+    """The node that alone may serve it (`X-Fleet-Node`)."""
+    fallback: Fallback = "default"
+    progress: bool = False
+    """The caller wants to be told what it waits for (`X-Fleet-Progress`)."""
     arrival_s: float = 0.0
     arrival_wall_s: float = 0.0
 
@@ -64,6 +86,8 @@ class InferenceRequest:
     def model_span(self) -> tuple[int, int] | None:
         """Where the JSON string of the model lies in `body`: [start, end), quotes included.
 
-        Looked for when it is asked for: only a fallback model needs it.
+        Looked for when it is asked for: only a fallback model or an alias needs it.
         """
-        return jsonedit.find_top_level(self.body, self.model_key)
+        if self.form_span is not None:
+            return self.form_span
+        return jsonedit.find_top_level(self.body[:], self.model_key)

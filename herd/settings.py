@@ -18,6 +18,7 @@ from pydantic import BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from herd.errors import SettingsError
+from herd_node.protocol.names import is_model_name
 
 _PREFIX = "FLEET_"
 _AGENT_PREFIX = "FLEET_NODE_"
@@ -33,6 +34,19 @@ def _split_networks(value: object) -> object:
     return value
 
 
+def _split_aliases(value: object) -> object:
+    """`pattern=model, …`, or a table."""
+    if isinstance(value, str):
+        pairs = [part.partition("=") for part in value.split(",") if part.strip()]
+        value = {pattern.strip(): target.strip() for pattern, _, target in pairs}
+    if isinstance(value, dict):
+        for pattern, target in value.items():
+            if not pattern or not isinstance(target, str) or not is_model_name(target):
+                raise ValueError(f"must be PATTERN=MODEL, comma separated; '{pattern}' names no model")
+    return value
+
+
+Aliases = Annotated[dict[str, str], NoDecode, BeforeValidator(_split_aliases)]
 Networks = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_networks)]
 
 
@@ -75,11 +89,31 @@ class Settings(BaseSettings):
     drain_timeout_s: float = Field(25, ge=0, le=3600, description="What running requests get after SIGTERM.")
     max_body_bytes: int = Field(32 * 1024 * 1024, ge=1024, description="Largest request body.")
     max_waiting: int = Field(1000, ge=0, description="Most requests waiting and held together.")
+    model_aliases: Aliases = Field(
+        {}, description="What a name stands for that no node has: `claude-*=MODEL, …`; the first fit counts."
+    )
+    auto_pull: Literal["off", "trusted", "on"] = Field(
+        "off",
+        description="Who may cause a pull by asking for a model that no node has: nobody, trusted, all.",
+    )
+    auto_pull_timeout_s: float = Field(3600, gt=0, le=86400, description="Longest pull of that kind.")
+    auto_pull_wait_s: float = Field(
+        30, gt=0, le=3600, description="How long a request that cannot be kept alive waits for it before 503."
+    )
+    progress: Literal["off", "reasoning"] = Field(
+        "off", description="Tell streams what they wait for, as reasoning, without `X-Fleet-Progress: 1`."
+    )
     max_attempts: int = Field(
         3, ge=1, le=10, description="Most attempts of one request, over its whole chain."
     )
     score_points: float = Field(
         15, gt=0, le=15, description="Points that stand for the total time of the best choice."
+    )
+    context_protection: Literal["strip", "warn", "passthrough"] = Field(
+        "strip", description="Options that would make Ollama load a model anew: edited, told of, or left."
+    )
+    vram_fallback: bool = Field(
+        False, description="A loaded model of the same category answers instead of a cold load."
     )
     retention_days: float = Field(30, gt=0, description="Trace rows older than this are deleted.")
 

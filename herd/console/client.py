@@ -8,7 +8,8 @@ import http.client
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 from herd.console import spelling, tables
@@ -71,19 +72,52 @@ def fleet_status(args: argparse.Namespace) -> dict[str, Any]:
 
 def get(args: argparse.Namespace, target: str) -> object:
     """What the router answers, decoded from JSON. Raises NotReachable when nobody does."""
-    connection = http.client.HTTPConnection(reachable_host(args.host), args.port, timeout=TIMEOUT_S)
+    with _asked(args, "GET", target, None, TIMEOUT_S) as response:
+        return _answer(args, response)
+
+
+def post(args: argparse.Namespace, target: str, body: object, timeout_s: float) -> object:
+    """The same for a call that changes something, however long it may take."""
+    with _asked(args, "POST", target, body, timeout_s) as response:
+        return _answer(args, response)
+
+
+def post_for_events(
+    args: argparse.Namespace, target: str, body: object, timeout_s: float
+) -> Iterator[dict[str, Any]]:
+    """The events of the answer, as they come. `timeout_s` is the longest silence."""
+    with _asked(args, "POST", target, body, timeout_s) as response:
+        if response.status != http.client.OK:
+            _answer(args, response)
+        for line in response:
+            if line.startswith(b"data: "):
+                yield json.loads(line[6:])
+
+
+@contextmanager
+def _asked(
+    args: argparse.Namespace, method: str, target: str, body: object, timeout_s: float
+) -> Iterator[http.client.HTTPResponse]:
+    connection = http.client.HTTPConnection(reachable_host(args.host), args.port, timeout=timeout_s)
+    headers = {"Accept": "application/json"}
     try:
-        connection.request("GET", target, headers={"Accept": "application/json"})
-        response = connection.getresponse()
-        body = response.read()
+        if body is None:
+            connection.request(method, target, headers=headers)
+        else:
+            headers["Content-Type"] = "application/json"
+            connection.request(method, target, json.dumps(body), headers)
+        yield connection.getresponse()
     except http.client.HTTPException as error:
         raise _not_a_router(args) from error
     except OSError as error:
         raise NotReachable(_nobody(args, error)) from error
     finally:
         connection.close()
+
+
+def _answer(args: argparse.Namespace, response: http.client.HTTPResponse) -> object:
     try:
-        answer = json.loads(body)
+        answer = json.loads(response.read())
     except (ValueError, RecursionError) as error:
         raise _not_a_router(args) from error
     if response.status != http.client.OK:

@@ -16,6 +16,7 @@ from herd.console.tables import write
 from herd.settings import Settings
 from herd_node.runtime import logs
 from herd_node.runtime.clock import Clock
+from herd_node.runtime.garbage import look_seldom
 from herd_node.runtime.limits import raise_open_files
 from herd_node.runtime.tasks import supervise
 
@@ -45,6 +46,7 @@ def run_router(
 ) -> None:
     """Open, log, run on the fastest loop there is, and leave nothing running. Raises StartError."""
     raise_open_files()
+    look_seldom()
     router.open()
     closer = logs.setup(
         file=router.data_dir.logs / "herd.jsonl", level=router.settings.log_level, console="quiet"

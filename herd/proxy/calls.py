@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 from herd_node.protocol import auth
 
+_MOST_SIGNERS = 4096
+
 
 class KeyRing:
     """`key_for(key_id)`: in v1 derived from the join secret; later a stored secret a node."""
@@ -44,13 +46,20 @@ class CallSigner:
         self._keys = keys
         self._boot = router_boot
         self._seq: dict[str, int] = {}
+        self._signers: dict[tuple[Peer, str, str], auth.Signer] = {}
 
     def sign(self, peer: Peer, method: str, target: str, body_sha256: str) -> str:
         """The header's value; each call of this is one physical send."""
         key_id = auth.key_id(peer.node_id, peer.agent_id)
-        seq = self._seq.get(key_id, 0) + 1
-        self._seq[key_id] = seq
-        return auth.sign(
+        seq = self._seq[key_id] = self._seq.get(key_id, 0) + 1
+        head = (peer, method, target)
+        return (self._signers.get(head) or self._remember(head, key_id)).sign(seq, body_sha256)
+
+    def _remember(self, head: tuple[Peer, str, str], key_id: str) -> auth.Signer:
+        if len(self._signers) >= _MOST_SIGNERS:  # nodes come and go, and each boot is another peer
+            self._signers.clear()
+        peer, method, target = head
+        signer = self._signers[head] = auth.Signer(
             self._keys.key_for(key_id),
             direction="call",
             method=method,
@@ -58,6 +67,5 @@ class CallSigner:
             key_id=key_id,
             sender_boot=self._boot,
             receiver_boot=peer.boot,
-            seq=seq,
-            body_sha256=body_sha256,
         )
+        return signer

@@ -12,6 +12,8 @@ from herd.errors import (
     ApiError,
     BackendRefused,
     ModelNotFound,
+    NotOffered,
+    Said,
     Saturated,
     UpstreamFailed,
     UpstreamTimeout,
@@ -94,12 +96,14 @@ def by_agent(word: str, node: str, model: str, text: str, retry_after_s: int | N
             return None
 
 
-def by_status(status: int, node: str, model: str, text: str, retry_after_s: int | None) -> Failure:
-    """A backend's own status, without content."""
+def by_status(
+    status: int, node: str, model: str, text: str, retry_after_s: int | None, said: Said | None = None
+) -> Failure:
+    """A backend's own status, without content. `said`: all of its answer, for what is passed on."""
     if status == 404:
         return Failure(ModelNotFound(f"model '{model}' not found", model=model), True, Effect.DELIST)
     if status == 429:
-        error: ApiError = BackendRefused(429, text, retry_after_s=retry_after_s or 2)
+        error: ApiError = BackendRefused(429, text, retry_after_s=retry_after_s or 2, said=said)
         return Failure(error, True, Effect.BUSY, counts=False)
     if status == 503:
         error = Saturated(f"node '{node}': {text}", retry_after_s=retry_after_s)
@@ -113,7 +117,9 @@ def by_status(status: int, node: str, model: str, text: str, retry_after_s: int 
             UpstreamFailed(f"node '{node}' answered with a redirect, which is never followed"), False
         )
     if 400 <= status < 500:
-        return Failure(BackendRefused(status, text), False)
+        return Failure(BackendRefused(status, text, said=said), False)
+    if status == 501:
+        return Failure(NotOffered(f"node '{node}': {text}"), True)
     if status == 504:
         return Failure(UpstreamTimeout(f"node '{node}': {text}"), True)
     effect = Effect.BAD_MODEL if _cannot_load(text) else Effect.NONE

@@ -19,15 +19,20 @@ from typing import NamedTuple
 from herd.errors import HerdError
 from herd.fleet.registry import AttemptToken, Registry
 from herd.fleet.snapshot import ModelName
+from herd.proxy.contexts import Contexts
 from herd.request import InferenceRequest
 from herd.scheduling import plan
+from herd.scheduling.eligibility import prompts_on
+from herd.scheduling.estimate import endings
 from herd.scheduling.lookup import lookup
 from herd.scheduling.plan import Attempt, Claims, History, Hold, Reject, Wait
 from herd.scheduling.policy import Policy
-from herd.scheduling.score import CostTable
+from herd.scheduling.rows import CostTable
 from herd_node.runtime.clock import Clock
 
 _REPLAN_S = 1.0
+#: Kinds that only read: they take no slot and are never waited for.
+_READS = frozenset({"show", "count"})
 
 
 class Granted(NamedTuple):
@@ -45,7 +50,20 @@ class Granted(NamedTuple):
 
 
 def _shown(names: Iterable[ModelName], model: str) -> str:
-    return next((name.shown for name in names if name.canonical == model), model)
+    for name in names:
+        if name.canonical == model:
+            return name.shown
+    return model
+
+
+class Outlook(NamedTuple):
+    """What somebody who waits can be told."""
+
+    place: int
+    """In the order in which those who want the same model are served, from 1."""
+    waiting: int
+    expected_s: float | None
+    """Until a slot is free for it; None while no node can take it."""
 
 
 class QueueRow(NamedTuple):
@@ -56,7 +74,17 @@ class QueueRow(NamedTuple):
 
 
 class _Pending:
-    __slots__ = ("arrival_s", "claim", "deadline_s", "future", "held", "history", "last_s", "request")
+    __slots__ = (
+        "arrival_s",
+        "claim",
+        "deadline_s",
+        "future",
+        "held",
+        "history",
+        "last_s",
+        "on_wait",
+        "request",
+    )
 
     def __init__(
         self,
@@ -65,6 +93,7 @@ class _Pending:
         now_s: float,
         deadline_s: float,
         future: asyncio.Future[Granted | Reject],
+        on_wait: Callable[[bool], None],
     ) -> None:
         self.request = request
         self.history = history
@@ -72,6 +101,7 @@ class _Pending:
         self.last_s = now_s
         self.deadline_s = deadline_s
         self.future = future
+        self.on_wait = on_wait
         self.held = False
         self.claim: tuple[str, str] | None = None
 
@@ -98,6 +128,7 @@ class WaitingRoom:
         self._clock = clock
         self._max_waiting = max_waiting
         self._table = CostTable()
+        self._contexts = Contexts(registry, policy)
         self._waiting: dict[str, _Pending] = {}
         self._by_model: Counter[str] = Counter()
         self._claims: Counter[tuple[str, str]] = Counter()
@@ -123,35 +154,26 @@ class WaitingRoom:
         return {model: QueueRow(self._by_model[model], age_s) for model, age_s in oldest.items()}
 
     async def acquire(
-        self, request: InferenceRequest, history: History, on_wait: Callable[[], None] = lambda: None
+        self,
+        request: InferenceRequest,
+        history: History,
+        on_wait: Callable[[bool], None] = lambda _held: None,
     ) -> Granted | Reject:
         """A slot for the request, however long that takes, or the reason why it gets none.
 
         Cancel it to leave the queue. Attempts that failed are in `history`. `on_wait` is called when it has
-        to wait or is held.
+        to wait or is held (True), and whenever the one becomes the other.
         """
-        if self._closed is not None:
-            return self._closed
         now_s = self._clock.now_s()
-        snapshot = self._registry.snapshot(now_s)
-        if request.route.kind == "show" and (found := lookup(request, snapshot, history)) is not None:
-            shown = _shown(found[1].names, found[0].model)
-            return Granted(found[0], None, found[1].backend_kind, False, history, shown)
-        claims = Claims(self._claims, self._drains)
-        step = plan.next_step(request, snapshot, history, self._policy, now_s, claims, self._table)
-        if isinstance(step, Attempt):
-            return self._grant(request, history, step, now_s)
-        if isinstance(step, Reject):
+        step = self._decide(request, history, now_s)
+        if isinstance(step, Granted | Reject):
             return step
-        if len(self._waiting) >= self._max_waiting:
-            message = f"{len(self._waiting)} requests wait already, the most that this router lets wait"
-            return Reject(503, message, 5, ())
         future: asyncio.Future[Granted | Reject] = asyncio.get_running_loop().create_future()
-        deadline_s = plan.virtual_deadline(request, snapshot, self._policy, now_s)
-        pending = _Pending(request, history, now_s, deadline_s, future)
+        snapshot = self._registry.snapshot(now_s)
+        deadline_s = plan.virtual_deadline(request, snapshot, self._policy, now_s, self._table)
+        pending = _Pending(request, history, now_s, deadline_s, future, on_wait)
         self._join(pending)
         self._settle(pending, step)
-        on_wait()
         try:
             return await future
         except asyncio.CancelledError:
@@ -160,6 +182,45 @@ class WaitingRoom:
             raise
         finally:
             self._leave(pending)
+
+    def _decide(self, request: InferenceRequest, history: History, now_s: float) -> Granted | plan.Step:
+        """A slot or a refusal at once, or how it will wait."""
+        if self._closed is not None:
+            return self._closed
+        snapshot, kind = self._registry.snapshot(now_s), request.route.kind
+        if kind in _READS and (found := lookup(request, snapshot, history)) is not None:
+            shown = _shown(found[1].names, found[0].model)
+            return Granted(found[0], None, found[1].backend_kind, False, history, shown)
+        claims = Claims(self._claims, self._drains) if self._waiting else plan.NO_CLAIMS
+        step = plan.next_step(request, snapshot, history, self._policy, now_s, claims, self._table)
+        if isinstance(step, Reject):
+            return step
+        if kind == "count":  # nobody can count now; a guess is better than to wait
+            return Reject(501, f"nobody can count the tokens of model '{request.asked[0]}' now", None, ())
+        if isinstance(step, Attempt):
+            return self._grant(request, history, step, now_s)
+        if len(self._waiting) >= self._max_waiting:
+            message = f"{len(self._waiting)} requests wait already, the most that this router lets wait"
+            return Reject(503, message, 5, ())
+        return step
+
+    def outlook(self, request_id: str) -> Outlook | None:
+        """Where one that waits stands; None for everybody else. For people: costs the whole queue."""
+        mine = self._waiting.get(request_id)
+        if mine is None:
+            return None
+        model = mine.request.chain[0]
+        queue = [row for row in self._waiting.values() if row.request.chain[0] == model]
+        place = 1 + sum((row.deadline_s, row.arrival_s) < (mine.deadline_s, mine.arrival_s) for row in queue)
+        expected_s = None
+        if mine.claim is not None:
+            now_s = self._clock.now_s()
+            instance = self._registry.instance(*mine.claim)
+            rests = sorted(end.rest_s(now_s) for end in endings(instance, now_s))
+            if rests:
+                rounds, rest = divmod(place - 1, len(rests))
+                expected_s = rests[rest] + rounds * rests[-1]
+        return Outlook(place, len(queue), expected_s)
 
     def wake(self) -> None:
         """Something changed in the fleet: plan the list soon, once for however many changes."""
@@ -197,13 +258,17 @@ class WaitingRoom:
             case Wait():
                 pending.held = False
                 self._claim(pending, (step.node_id, step.instance_key))
+                pending.on_wait(False)
             case Hold():
                 pending.held = True
                 self._claim(pending, None)
-            case plan.FallBack() | plan.Pull():  # seams: this version's planner does not return them
+                pending.on_wait(True)
+            case plan.Pull():  # a seam: this version's planner does not return it
                 raise HerdError(f"the planner returned {step!r}")
 
     def _grant(self, request: InferenceRequest, history: History, step: Attempt, now_s: float) -> Granted:
+        if self._contexts.concern(request):
+            step = self._contexts.settle(request, step, now_s)
         token = self._registry.start_attempt(
             step.node_id,
             step.instance_key,
@@ -214,11 +279,12 @@ class WaitingRoom:
             request.prefixes,
             now_s,
         )
-        if token.was != "hot":
+        cold, facts = token.was != "hot", token.instance.facts
+        if request.route.kind == "completion" and history.prompts is None:
+            history = history._replace(prompts=prompts_on(facts.backend_kind))
+        if cold:
             self._registry.evict(step.node_id, step.evicts, now_s)
-        facts = token.instance.facts
-        shown = _shown(facts.names, step.model)
-        return Granted(step, token, facts.backend_kind, token.was != "hot", history, shown)
+        return Granted(step, token, facts.backend_kind, cold, history, _shown(facts.names, step.model))
 
     def _give_back(self, result: Granted | Reject) -> None:
         if isinstance(result, Granted) and result.token is not None:

@@ -28,7 +28,7 @@ async def answer_error(exchange: Exchange, dialect: str, error: Exception) -> No
         headers.append((b"connection", b"close"))  # the rest of the body is not read
     row = DIALECTS.get(dialect, OLLAMA)
     try:
-        await exchange.respond(known.status, headers, row.error_body(known, request_id))
+        await exchange.respond(row.status(known), headers, row.error_body(known, request_id))
     except ClientGone:
         return
 

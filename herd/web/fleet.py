@@ -18,6 +18,7 @@ import orjson
 from herd.errors import ApiError, BadRequest
 from herd.fleet.registry import BeatOutcome, Registry
 from herd.proxy.calls import KeyRing
+from herd.proxy.pulls import Pulls
 from herd.proxy.slots import WaitingRoom
 from herd.proxy.trace_writer import TraceWriter
 from herd.request import Principal
@@ -159,9 +160,16 @@ class Status:
     """Handlers of the state rows. `phase` is what `/readyz` goes by."""
 
     def __init__(
-        self, registry: Registry, room: WaitingRoom, traces: TraceWriter, heartbeats: Heartbeats, clock: Clock
+        self,
+        registry: Registry,
+        room: WaitingRoom,
+        traces: TraceWriter,
+        heartbeats: Heartbeats,
+        pulls: Pulls,
+        clock: Clock,
     ) -> None:
         self._registry = registry
+        self._pulls = pulls
         self._room = room
         self._traces = traces
         self._heartbeats = heartbeats
@@ -192,6 +200,7 @@ class Status:
             },
             "nodes": nodes,
             "queues": {model: row._asdict() for model, row in self._room.queues().items()},
+            "pulls": [pull.as_dict(now_s) for pull in self._pulls],
             "timestamp": self._clock.wall_s(),
             "router": {
                 "router_id": self._registry.router_id,

@@ -69,6 +69,10 @@ class Lists:
         ]
         await _answer(exchange, {"version": min(versions, key=_as_numbers, default=DESCRIBED_OLLAMA_VERSION)})
 
+    async def status(self, exchange: Exchange, route: Route, principal: Principal) -> None:
+        """`GET /api/status`: nobody signs in to a cloud through the router."""
+        await _answer(exchange, {"cloud": {"disabled": True, "source": "config"}})
+
     async def root(self, exchange: Exchange, route: Route, principal: Principal) -> None:
         """`GET /`: the sentence by which clients know an Ollama."""
         await exchange.respond(200, [(b"content-type", b"text/plain; charset=utf-8")], b"Ollama is running")

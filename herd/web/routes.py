@@ -16,10 +16,11 @@ from starlette.types import Receive, Scope, Send
 from herd.errors import ApiError, MethodNotAllowed, NotFound
 from herd.request import Principal
 from herd.web.errors import answer_error
+from herd.web.sites import refuse_other_sites
 from herd_node.net import exchange as net
 from herd_node.net.asgi import asgi_endpoint
 from herd_node.net.exchange import BodyTooLarge, ClientGone, Exchange
-from herd_node.protocol.routes import FORWARDED, Route
+from herd_node.protocol.routes import FORWARDED, MANAGED, Route
 
 _log = logging.getLogger(__name__)
 
@@ -34,16 +35,27 @@ OWN: tuple[Route, ...] = (
     Route(("GET",), "/api/ps", "ollama", "list", "", "none"),
     Route(("GET", "HEAD"), "/api/version", "ollama", "list", "", "none"),
     Route(("GET", "HEAD"), "/", "ollama", "list", "", "none"),
+    Route(("GET",), "/api/status", "ollama", "list", "", "none"),
     Route(("POST",), "/heartbeat", "fleet", "status", ""),
     Route(("GET", "HEAD"), "/fleet/status", "fleet", "status", "", "none"),
     Route(("GET", "HEAD"), "/healthz", "fleet", "status", "", "none"),
     Route(("GET", "HEAD"), "/readyz", "fleet", "status", "", "none"),
     Route(("GET", "HEAD"), "/dashboard/api/traces", "fleet", "status", "", "none"),
+    Route(("GET",), "/dashboard/api/model-management", "fleet", "manage", "", "none"),
+    Route(("POST",), "/dashboard/api/pull", "fleet", "manage", who="admin"),
+    Route(("POST",), "/dashboard/api/delete", "fleet", "manage", who="admin"),
+    Route(("POST",), "/dashboard/api/load", "fleet", "manage", who="admin"),
+    Route(("POST",), "/dashboard/api/unload", "fleet", "manage", who="admin"),
     Route(("GET", "HEAD"), "/dashboard", "fleet", "page", "", "none"),
     Route(("GET", "HEAD"), "/dashboard/static/{path:path}", "fleet", "page", "", "none"),
 )
 
-ROUTES: tuple[Route, ...] = (*FORWARDED, *OWN)
+#: Ollama's own calls that manage models; load and unload are the agent's alone.
+OLLAMA_MANAGED: tuple[Route, ...] = tuple(
+    route for route in MANAGED.values() if route.path.startswith("/api/")
+)
+
+ROUTES: tuple[Route, ...] = (*FORWARDED, *OLLAMA_MANAGED, *OWN)
 
 
 def build(handlers: Mapping[str, Handler], admit: Admit, routes: Iterable[Route] = ROUTES) -> Router:
@@ -56,8 +68,13 @@ def build(handlers: Mapping[str, Handler], admit: Admit, routes: Iterable[Route]
 
 
 def inference_handlers(handlers: Mapping[str, Handler], admit: Admit) -> dict[str, net.Handler]:
-    """For the lane (`herd_node.net.lane`): the rows that are forwarded, each guarded as in `build`."""
-    return {route.path: guarded(route, handlers[route.path], admit) for route in FORWARDED}
+    """For the lane (`herd_node.net.lane`): the rows that are forwarded and whose body may be kept in memory,
+    each guarded as in `build`."""
+    return {
+        route.path: guarded(route, handlers[route.path], admit)
+        for route in FORWARDED
+        if route.body == "whole"
+    }
 
 
 def guarded(route: Route, handler: Handler, admit: Admit) -> net.Handler:
@@ -66,6 +83,8 @@ def guarded(route: Route, handler: Handler, admit: Admit) -> net.Handler:
     async def serve(exchange: Exchange) -> None:
         try:
             principal = admit(exchange.peer, route)
+            if route.who == "admin":
+                refuse_other_sites(exchange.headers)
             if exchange.method not in route.methods:
                 allowed = ", ".join(route.methods)
                 raise MethodNotAllowed(f"{route.path} takes {allowed}, not {exchange.method}", allow=allowed)
@@ -86,11 +105,18 @@ def guarded(route: Route, handler: Handler, admit: Admit) -> net.Handler:
     return serve
 
 
+def _dialect_of(path: str) -> str:
+    """Whom a path belongs to that is nowhere."""
+    if path.startswith("/v1/messages/"):
+        return "anthropic"
+    return "openai" if path.startswith("/v1/") else "ollama"
+
+
 def _nowhere(admit: Admit) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
     unknown = Route((), "/", "fleet", "status", "", "none")
 
     async def serve(exchange: Exchange) -> None:
-        dialect = "openai" if exchange.path.startswith("/v1/") else "ollama"
+        dialect = _dialect_of(exchange.path)
         try:
             admit(exchange.peer, unknown)
             raise NotFound(f"there is nothing at {exchange.path[:200]}")

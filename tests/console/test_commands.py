@@ -16,11 +16,10 @@ import pytest
 
 from herd.console import join, tables, traces, views
 from herd.store.database import Database
-from herd.store.traces import as_row, write_batch
 from herd.trace import SIGNALS, ScoreCard
 from herd_node.protocol.auth import parse_token
 from herd_node.runtime.paths import DataDir
-from tests.samples import WALL_S, fleet_status, trace
+from tests.samples import WALL_S, as_row, fleet_status, trace, write_batch
 
 Command = Callable[[argparse.Namespace], int]
 VIEWS = [views.run_status, views.run_nodes, views.run_models, views.run_ps]

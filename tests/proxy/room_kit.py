@@ -8,9 +8,9 @@ from typing import Any
 from herd.fleet.registry import AttemptResult, Registry
 from herd.proxy.slots import Granted, WaitingRoom
 from herd.request import InferenceRequest
-from herd.scheduling.estimate import Cost
 from herd.scheduling.plan import History, Reject
 from herd.scheduling.policy import Policy
+from herd.scheduling.standing import Cost
 from herd_node.protocol.routes import FORWARDED_BY_PATH
 from herd_node.runtime.clock import ManualClock
 from tests.fleet.build import fresh

@@ -50,7 +50,6 @@ ROWS: dict[str, Row] = {
     "500 llama gone": Row(
         by_status(500, "llama-server process has terminated: signal: killed"), True, Effect.BAD_MODEL, 502
     ),
-    "501": Row(by_status(501), True, NONE, 502),
     "502": Row(by_status(502), True, NONE, 502),
     "504": Row(by_status(504), True, NONE, 504),
     "503": Row(by_status(503), True, BUSY, 503, counts=False),
@@ -68,6 +67,7 @@ ROWS: dict[str, Row] = {
     "302": Row(by_status(302), False, NONE, 502, says="redirect"),
     "307": Row(by_status(307), False, NONE, 502),
     "204": Row(by_status(204), True, NONE, 502),
+    "501": Row(by_status(501), True, NONE, 501, says="the cause"),
     "599": Row(by_status(599), True, NONE, 502),
     "busy": Row(by_agent("busy"), True, BUSY, 503, counts=False),
     "busy with time": Row(by_agent("busy", 3), True, BUSY, 503, counts=False, retry_after_s=3),

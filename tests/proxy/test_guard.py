@@ -107,6 +107,21 @@ async def test_progress_keeps_the_block_alive_with_one_timer():
     assert timers() == 0
 
 
+async def test_progress_of_the_same_kind_moves_the_silence_and_keeps_its_blame():
+    guard = Guard()
+    loop = asyncio.get_running_loop()
+    began_s = loop.time()
+    with pytest.raises(Tripped) as tripped, guard:
+        guard.touch("gap", 0.02)
+        while loop.time() - began_s < 0.06:
+            guard.again(0.02)
+            await asyncio.sleep(0.001)
+        await forever()
+    assert tripped.value.cause == "gap"
+    assert loop.time() - began_s >= 0.08 - 0.002
+    assert timers() == 0
+
+
 async def test_a_cancellation_from_outside_passes():
     guard = Guard()
     task = asyncio.ensure_future(cause_of(guard, forever()))
@@ -210,3 +225,18 @@ async def test_what_the_block_raises_instead_of_the_trip_is_what_comes_out_and_n
     assert task.cancelling() == 0
     async with asyncio.timeout(1):
         await asyncio.sleep(0)
+
+
+async def test_a_call_is_made_once_after_its_time_and_not_when_cleared_or_after_the_end():
+    guard = Guard()
+    calls: list[str] = []
+    with guard:
+        guard.later("a", 0.001, lambda: calls.append("a"))
+        guard.later("b", 0.001, lambda: calls.append("b"))
+        guard.clear("b")
+        guard.later("c", 0.02, lambda: calls.append("c"))
+        guard.deadline("total", 60, "total")
+        await asyncio.sleep(0.01)
+        assert calls == ["a"]
+    await asyncio.sleep(0.03)
+    assert (calls, timers()) == (["a"], 0)

@@ -9,6 +9,7 @@ import pytest
 
 from herd.proxy.slots import Granted
 from herd.scheduling.plan import History, Reject
+from herd_node.protocol.routes import FORWARDED_BY_PATH
 from tests.fleet.build import KEY, backend, beat, join, model
 from tests.proxy.room_kit import House, request
 
@@ -201,6 +202,24 @@ async def test_the_next_model_of_the_chain_is_taken(house: Build):
     task = one.ask("1", "nowhere", "llama3:8b")
     await one.settle()
     assert (granted(task).step.model, granted(task).step.model_index) == ("llama3:8b", 1)
+
+
+@pytest.mark.parametrize(("kind", "prompts"), [("ollama", "templated"), ("llama-server", "raw")])
+async def test_the_first_attempt_of_a_text_completion_binds_the_later_ones(
+    house: Build, kind: str, prompts: str
+):
+    one = house()
+    join(one.registry, beat("attic", model(), backends=(backend(kind=kind),)), one.now_s)
+    one.registry.drain_events()
+    asked = request("1")._replace(route=FORWARDED_BY_PATH["/v1/completions"])
+    got = await one.room.acquire(asked, History())
+    assert isinstance(got, Granted)
+    assert got.history.prompts == prompts
+    other = History(prompts="raw" if prompts == "templated" else "templated", attempts=1)
+    assert isinstance(await one.room.acquire(asked._replace(request_id="2"), other), Reject)
+    chat = await one.room.acquire(request("3"), History())
+    assert isinstance(chat, Granted)
+    assert chat.history.prompts is None
 
 
 async def test_one_more_than_may_wait_is_refused_at_once(house: Build):

@@ -13,9 +13,8 @@ import pytest
 
 import herd
 from herd.store.reports import Latency
-from herd.store.traces import as_row
 from herd.web import human, render
-from tests.samples import WALL_S, fleet_status, node, started, trace
+from tests.samples import WALL_S, as_row, fleet_status, node, started, trace
 
 EVIL = """<script>alert(1)</script>"'&"""
 VOID = {"meta", "link", "br", "img", "input", "hr"}
