@@ -21,22 +21,38 @@ from herd import errors
 from herd.fleet.status import BackendRow, ModelRow, NodeStatusRow, Reported
 from herd.settings import Settings
 from herd.store.traces import COLUMNS
-from herd.web.routes import ROUTES
+from herd.web.routes import OLLAMA_MANAGED, ROUTES
+from herd_node.protocol.routes import FORWARDED
 from herd_node.settings import PREFIX as AGENT_PREFIX
 from herd_node.settings import Settings as AgentSettings
+from tests import compatibility
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
     path.relative_to(ROOT).as_posix()
     for path in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "tests").rglob("*.md"))
+    if "node_modules" not in path.parts
 )
 CODE = sorted(
     path.relative_to(ROOT).as_posix()
     for folder in ("herd", "herd_node", "tests", "dashboard_templates")
     for path in (ROOT / folder).rglob("*")
-    if path.suffix in (".py", ".sql", ".html", ".css", ".js")
+    if path.suffix in (".py", ".sql", ".html", ".css", ".js") and "node_modules" not in path.parts
 )
-COMMANDS = ("demo", "status", "nodes", "models", "ps", "join", "traces", "explain")
+COMMANDS = (
+    "demo",
+    "status",
+    "nodes",
+    "models",
+    "ps",
+    "join",
+    "traces",
+    "explain",
+    "pull",
+    "rm",
+    "load",
+    "unload",
+)
 
 
 @cache
@@ -142,6 +158,22 @@ def test_every_status_of_an_error_has_its_row() -> None:
         tree.extend(kind.__subclasses__())
     ours = {kind.status for kind in tree if kind.__module__ == errors.__name__}
     assert listed == {str(status) for status in ours}
+
+
+# --- what works where
+
+
+def test_the_table_of_compatibility_is_the_one_that_the_tests_assert() -> None:
+    """After a change of a row: python -m tests.compatibility."""
+    assert compatibility.in_page(text("docs/compatibility.md")) == text("docs/compatibility.md")
+
+
+def test_whatever_goes_to_a_node_has_a_row_there() -> None:
+    paths = {route.path for route in (*FORWARDED, *OLLAMA_MANAGED)}
+    assert {path for path in paths if f"{path.partition('{')[0]}" not in compatibility.table()} == set()
+    assert {len(row.cells) for row in compatibility.ROWS} == {len(compatibility.KINDS)}
+    titles = [compatibility.title(row) for row in compatibility.ROWS]
+    assert len(titles) == len(set(titles))
 
 
 # --- packages

@@ -57,6 +57,11 @@ def test_each_setting_has_its_variable(tmp_path: Path):
         "mdns": ("0", False),
         "with_node": ("true", True),
         "score_points": ("7.5", 7.5),
+        "auto_pull": ("trusted", "trusted"),
+        "progress": ("reasoning", "reasoning"),
+        "context_protection": ("warn", "warn"),
+        "vram_fallback": ("1", True),
+        "model_aliases": ("claude-*=m:1, gpt-?=n", {"claude-*": "m:1", "gpt-?": "n"}),
     }
     for name, field in Settings.model_fields.items():
         text, value = odd.get(name, ("5", 5))

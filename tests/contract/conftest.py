@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -20,8 +21,22 @@ from tests.fakes.contract import Target
 @pytest.fixture(scope="session")
 def real_llama_server(small_model_path: Path) -> Iterator[str]:
     """The URL of the server that agents embed: 2 slots of 1,024 tokens, one thread, key `API_KEY`."""
+    with _real_server("herd_node.backends.embedded_server", small_model_path) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def able_llama_server(small_model_path: Path) -> Iterator[str]:
+    """The same with a template by which the small model calls tools and thinks."""
+    template = str(Path(__file__).parents[1] / "fakes" / "templates" / "able.jinja")
+    with _real_server("tests.fakes.templated_server", small_model_path, template=template) as url:
+        yield url
+
+
+@contextmanager
+def _real_server(module: str, model: Path, **more: str) -> Iterator[str]:
     config = {
-        "model": str(small_model_path),
+        "model": str(model),
         "alias": small_model.MODEL_NAME,
         "api_key": API_KEY,
         "threads": 1,
@@ -30,15 +45,16 @@ def real_llama_server(small_model_path: Path) -> Iterator[str]:
         "batch_tokens": 512,
     }
     child = subprocess.Popen(
-        [sys.executable, "-m", "herd_node.backends.embedded_server"],
+        [sys.executable, "-m", module],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
+        cwd=Path(__file__).parents[2],
     )
     assert child.stdin is not None
     assert child.stdout is not None
     with child:
-        child.stdin.write(json.dumps(config).encode() + b"\n")
+        child.stdin.write(json.dumps(config | more).encode() + b"\n")
         child.stdin.flush()
         yield json.loads(child.stdout.readline())["url"]
         child.stdin.close()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import httpx
 import pytest
 
-from tests.contract.targets import API_KEY, fake_llama
-from tests.fakes import contract
+from tests.contract.targets import API_KEY, client, fake_llama, fake_ollama
+from tests.fakes import contract, contract_managing
 from tests.fakes.contract import Check, Target
 from tests.fakes.recordings import recording
 
@@ -18,6 +18,16 @@ def name_of(check: Check) -> str:
 @pytest.mark.parametrize("check", contract.OLLAMA, ids=name_of)
 async def test_ollama_keeps_its_contract(ollama: Target, check: Check) -> None:
     await check(ollama)
+
+
+@pytest.mark.parametrize("check", contract_managing.MANAGING, ids=name_of)
+async def test_ollama_keeps_its_contract_about_managing_models(ollama: Target, check: Check) -> None:
+    await check(ollama)
+
+
+async def test_the_fake_pulls_as_the_real_one_did() -> None:
+    async with fake_ollama() as fake, client(fake.url) as http:
+        await contract_managing.tiny_is_pulled_with_progress(Target(http, "smollm2:135m", None))
 
 
 @pytest.mark.parametrize("check", contract.LLAMA, ids=name_of)

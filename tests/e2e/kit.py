@@ -79,19 +79,20 @@ class Program:
 class Fleet:
     """A router on a free port and agents beside it, in one data folder."""
 
-    def __init__(self, folder: Path, *router_arguments: str) -> None:
+    def __init__(self, folder: Path, *router_arguments: str, env: dict[str, str] | None = None) -> None:
         self.folder = folder
         self.data_dir = folder / "data"
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.agents: dict[str, Program] = {}
         self._router_arguments = router_arguments
+        self._router_env = env
         self.router = self._start_router()
 
     def _start_router(self) -> Program:
         arguments = ["herd", "--host", "127.0.0.1", "--port", str(self.port), "--no-mdns"]
         arguments += ["--data-dir", str(self.data_dir), *self._router_arguments]
-        router = Program(self.folder / "router.log", *arguments)
+        router = Program(self.folder / "router.log", *arguments, env=self._router_env)
         until(lambda: self._is_ready(router), "the router to be ready")
         return router
 

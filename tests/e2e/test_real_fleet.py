@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 
+import anthropic
 import ollama
 import openai
 import pytest
@@ -61,6 +62,45 @@ def test_the_openai_client_lists_and_retrieves_models(openai_client: openai.Open
     assert openai_client.models.retrieve(MODEL).id == MODEL
     with pytest.raises(openai.NotFoundError):
         openai_client.models.retrieve("owner/absent")
+
+
+def test_the_anthropic_client_talks_counts_and_is_refused_on_a_llama_cpp_node(real_fleet: Fleet) -> None:
+    with anthropic.Anthropic(base_url=real_fleet.url, api_key="none", max_retries=0) as client:
+        whole = client.messages.with_raw_response.create(
+            model=MODEL, max_tokens=6, messages=ASK, system="Be brief."
+        )
+        message = whole.parse()
+        assert (message.type, message.content[0].type, message.stop_reason) == (
+            "message",
+            "text",
+            "max_tokens",
+        )
+        assert (message.model, whole.headers["x-fleet-model"]) == (MODEL, MODEL)
+        with client.messages.stream(model=MODEL, max_tokens=6, messages=ASK) as stream:
+            text = "".join(stream.text_stream)
+            final = stream.get_final_message()
+        assert (final.content[0].text, final.usage.output_tokens) == (text, 6)
+        counted = client.messages.with_raw_response.count_tokens(model=MODEL, messages=ASK)
+        usage = final.usage
+        assert counted.parse().input_tokens == usage.input_tokens + (usage.cache_read_input_tokens or 0)
+        assert "x-fleet-estimated" not in counted.headers
+        with pytest.raises(anthropic.NotFoundError):
+            client.messages.create(model="absent", max_tokens=6, messages=ASK)
+        with pytest.raises(anthropic.BadRequestError):
+            client.messages.create(
+                model=MODEL, max_tokens=6, messages=ASK, tools=[{"name": "f", "input_schema": {}}]
+            )
+
+
+def test_the_openai_client_responds_on_a_llama_cpp_node(openai_client: openai.OpenAI) -> None:
+    response = openai_client.responses.create(model=MODEL, input="Name a colour.", max_output_tokens=6)
+    assert response.output_text
+    events = list(openai_client.responses.create(model=MODEL, input="Hi", max_output_tokens=6, stream=True))
+    assert events[-1].type == "response.completed"
+    assert "".join(event.delta for event in events if event.type == "response.output_text.delta")
+    with pytest.raises(openai.APIStatusError) as lacking:
+        openai_client.images.generate(model=MODEL, prompt="a tree")
+    assert lacking.value.status_code == 501
 
 
 def test_the_ollama_client_streams_a_chat_on_a_llama_cpp_node(ollama_client: ollama.Client) -> None:

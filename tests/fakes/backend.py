@@ -23,12 +23,13 @@ import sys
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
-from tests.fakes import llama_dialect, ollama_dialect
+from tests.fakes import endpoints, llama_dialect, ollama_dialect
 from tests.fakes.connection import Connection, Gone, Request
 from tests.fakes.faults import BEFORE_HEAD, IN_BODY, MANNERS, ON_ACCEPT, Fault, parse_fault, pick
 from tests.fakes.llama_dialect import LlamaDialect
 from tests.fakes.model import FakeModel, Generation, Refused, Reply, dumps
 from tests.fakes.ollama_dialect import OllamaDialect
+from tests.fakes.ollama_store import Lines
 
 _INFERENCE = frozenset(
     (
@@ -36,6 +37,8 @@ _INFERENCE = frozenset(
         *ollama_dialect.EMBEDDING,
         *llama_dialect.GENERATING,
         *llama_dialect.EMBEDDING,
+        *endpoints.WORKING,
+        endpoints.COUNT,
     )
 )
 _KEPT_REQUESTS = 50
@@ -168,7 +171,8 @@ class FakeBackend:
         if request.path == "/__control":
             await self._control(connection, request)
             return
-        inference = request.path in _INFERENCE and request.method == "POST"
+        # an agent that tries what is there sends an empty object: that is no work
+        inference = request.path in _INFERENCE and request.method == "POST" and request.body != b"{}"
         if inference:
             self._count(request)
             if await self._fail_before_head(connection, request):
@@ -179,16 +183,23 @@ class FakeBackend:
                 understood = self._understand(request)
             except Refused as refused:
                 understood = refused.reply
+            except (TypeError, ValueError, KeyError, IndexError, AttributeError):
+                understood = self.dialect.wrong_type(request.path)  # typed readers refuse what trips this one
             if isinstance(understood, Generation):
                 await self._generate(connection, request, understood)
+                return
+            if isinstance(understood, Lines):
+                await self._send_lines(connection, understood)
                 return
             reply = understood
         self._reply(connection, request, reply)
         await connection.drain()
 
-    def _understand(self, request: Request) -> Reply | Generation:
+    def _understand(self, request: Request) -> Reply | Generation | Lines:
         if request.method in ("GET", "HEAD"):
             return self.dialect.get(request.method, request.path)
+        if request.method == "DELETE" and isinstance(self.dialect, OllamaDialect):
+            return self.dialect.delete(request.path, request.body)
         return self.dialect.post(request.path, request.body)
 
     def _count(self, request: Request) -> None:
@@ -207,6 +218,26 @@ class FakeBackend:
         else:
             connection.respond(reply.status, headers, reply.body)
 
+    async def _send_lines(self, connection: Connection, answer: Lines) -> None:
+        """A pull, push or create; whoever leaves ends it."""
+        headers = self.dialect.headers("application/x-ndjson")
+        connection.head(200, [*headers, ("Transfer-Encoding", "chunked")])
+        self.counters.live += 1
+        try:
+            for line in answer.lines:
+                await asyncio.sleep(self.token_delay_s)
+                connection.write(f"{len(line):x}\r\n".encode() + line + b"\r\n")
+                await connection.drain()
+            connection.write(b"0\r\n\r\n")
+            await connection.drain()
+        except (asyncio.CancelledError, Gone):
+            self.counters.aborted += 1
+            raise
+        finally:
+            self.counters.live -= 1
+        if isinstance(self.dialect, OllamaDialect):
+            self.dialect.store.finish(answer)
+
     async def _fail_before_head(self, connection: Connection, request: Request) -> bool:
         # a keep-alive race needs a connection that was used before: a fresh one does not count
         kinds = BEFORE_HEAD if request.reused else BEFORE_HEAD - {"keepalive_race"}
@@ -216,9 +247,11 @@ class FakeBackend:
             await connection.hang()
         elif hit("close_before_headers") or hit("keepalive_race"):
             connection.close()
-        elif hit("rst_before_headers"):
+        elif fault := hit("rst_before_headers"):
+            await asyncio.sleep(fault.wait_s)
             connection.reset()
         elif fault := hit("status"):
+            await asyncio.sleep(fault.wait_s)
             connection.respond(fault.status, [*json_headers, *fault.headers], fault.body.encode())
         elif hit("queue_full"):
             self._reply(connection, request, self.dialect.queue_full(request.path))
@@ -241,14 +274,15 @@ class FakeBackend:
     # ---- one generation
 
     async def _generate(self, connection: Connection, request: Request, work: Generation) -> None:
-        connection.cancel_when_gone = work.stream or self.dialect.stops_when_left
+        manners = pick(self.faults, MANNERS, request.path)
+        hears = work.stream or self.dialect.stops_when_left
+        connection.cancel_when_gone = hears and not manners("deaf")
         loop = asyncio.get_running_loop()
         began_s = loop.time()
         slots = self._slots_of(work.model)
         self.counters.waiting += 1
         waiting = True
         try:
-            manners = pick(self.faults, MANNERS, request.path)
             await self._load(work, manners("slow_load"))
             async with slots:
                 self.counters.waiting -= 1
@@ -283,6 +317,7 @@ class FakeBackend:
             await asyncio.sleep(slow.delay_s if slow else self.load_s)
             model.loaded = True
             model.loaded_context = self._context_wanted(work)
+            model.loaded_with = work.load_options
             self.counters.loads += 1
 
     async def _unload(self, model: FakeModel) -> None:
@@ -298,11 +333,16 @@ class FakeBackend:
         model.loaded = False
 
     def _is_hot(self, work: Generation) -> bool:
-        return work.model.loaded and work.model.loaded_context == self._context_wanted(work)
+        model = work.model
+        same_context = model.loaded_context == self._context_wanted(work)
+        asked = work.load_options
+        gpu = {k: v for k, v in model.loaded_with.items() if k == "num_gpu"}  # left out it stays as it is
+        return model.loaded and same_context and model.loaded_with == {**gpu, **asked}
 
     @staticmethod
     def _context_wanted(work: Generation) -> int:
-        return min(work.num_ctx or work.model.context_tokens, work.model.context_train_tokens)
+        asked = work.model.context_tokens if work.num_ctx is None else max(4, work.num_ctx)
+        return min(asked, work.model.context_train_tokens)
 
     # ---- control
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 REASONS = {
     200: "OK",
+    201: "Created",
     204: "No Content",
     302: "Found",
     400: "Bad Request",

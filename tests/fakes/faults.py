@@ -49,6 +49,7 @@ MANNERS = frozenset(
         "empty_done",
         "duplicate_done",
         "no_usage",
+        "deaf",  # goes on although the client has left, as a llama-server may in the middle of a prompt
     }
 )
 
@@ -69,6 +70,8 @@ class Fault:
     headers: tuple[tuple[str, str], ...] = ()
     delay_s: float = 0.05
     location: str = "http://127.0.0.1:1/"
+    wait_s: float = 0.0
+    """Silence before it happens, of `status` and `rst_before_headers`."""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:

@@ -7,6 +7,7 @@ from typing import Any
 
 import orjson
 
+from tests.fakes import endpoints
 from tests.fakes.model import (
     JSON_UTF8,
     FakeModel,
@@ -23,7 +24,7 @@ from tests.fakes.model import (
 )
 from tests.fakes.recordings import recording
 
-GENERATING = ("/v1/chat/completions", "/v1/completions")
+GENERATING = ("/v1/chat/completions", "/v1/completions", "/completion", "/infill")
 EMBEDDING = ("/v1/embeddings",)
 _PUBLIC = ("/health", "/v1/health")  # in older builds the model list too
 _COMMON = [("Server", "llama.cpp"), ("Access-Control-Allow-Origin", "")]
@@ -49,19 +50,29 @@ class OpenAIVoice:
     stream_headers = (("X-Accel-Buffering", "no"), ("Content-Type", "text/event-stream"))
     whole_type = JSON_UTF8
 
-    def __init__(self, model: str, *, chat: bool, include_usage: bool, tool: str | None) -> None:
+    def __init__(
+        self, model: str, *, chat: bool, include_usage: bool, tool: str | None, top_logprobs: int | None
+    ) -> None:
         self._model = model
         self._chat = chat
         self._include_usage = include_usage
         self._tool = tool
+        self._top_logprobs = top_logprobs
 
     def opening(self) -> bytes:
         return self._delta({"role": "assistant", "content": None}) if self._chat else b""
 
     def token(self, token: Token) -> bytes:
+        logprobs = self._logprobs([token])
         if self._chat:
-            return self._delta({"reasoning_content" if token.thought else "content": token.text})
-        return self._chunk([{"text": token.text, "index": 0, "logprobs": None, "finish_reason": None}])
+            said = {"reasoning_content" if token.thought else "content": token.text}
+            return self._delta(said, **({} if logprobs is None else {"logprobs": logprobs}))
+        return self._chunk([{"text": token.text, "index": 0, "logprobs": logprobs, "finish_reason": None}])
+
+    def _logprobs(self, tokens: list[Token]) -> dict[str, Any] | None:
+        if self._top_logprobs is None or not tokens:
+            return None
+        return {"content": [logprob_of(token, self._top_logprobs) for token in tokens]}
 
     def last(self, usage: Usage) -> list[bytes]:
         records = self._tool_pieces() if self._tool else []
@@ -80,12 +91,23 @@ class OpenAIVoice:
 
     def whole(self, tokens: list[Token], usage: Usage) -> bytes:
         text = "".join(token.text for token in tokens if not token.thought)
-        said: dict[str, Any] = {"text": text, "index": 0, "logprobs": None, "finish_reason": usage.finish}
+        logprobs = self._logprobs(tokens)
+        said: dict[str, Any] = {
+            "text": text,
+            "index": 0,
+            "logprobs": logprobs,
+            "finish_reason": usage.finish,
+        }
         if self._chat:
             thought = "".join(token.text for token in tokens if token.thought)
             reasoning = {"reasoning_content": thought} if thought else {}
-            message = {"role": "assistant", "content": text, **reasoning}
-            said = {"finish_reason": usage.finish, "index": 0, "message": message}
+            message: dict[str, Any] = {"role": "assistant", "content": text, **reasoning}
+            if self._tool:
+                function = {"name": self._tool, "arguments": '{"city":"Oslo"}'}
+                message["tool_calls"] = [{"type": "function", "function": function, "id": "fakecall"}]
+            finish = "tool_calls" if self._tool else usage.finish
+            said = {"finish_reason": finish, "index": 0, "message": message}
+            said |= {} if logprobs is None else {"logprobs": logprobs}
         answer = {
             "choices": [said],
             "created": int(datetime.now(UTC).timestamp()),
@@ -114,8 +136,8 @@ class OpenAIVoice:
     def _id(self) -> str:
         return "chatcmpl-IzFrZiRmSI9Cj1KzC19u9U6F5LBpTj0w"
 
-    def _delta(self, delta: dict[str, Any]) -> bytes:
-        return self._chunk([{"finish_reason": None, "index": 0, "delta": delta}])
+    def _delta(self, delta: dict[str, Any], **more: object) -> bytes:
+        return self._chunk([{"finish_reason": None, "index": 0, "delta": delta, **more}])
 
     def _chunk(
         self, choices: list[dict[str, Any]], usage: dict[str, Any] | None = None, **timings: object
@@ -128,6 +150,58 @@ class OpenAIVoice:
         else:
             named = {**about, "object": "text_completion", **counts, "id": self._id()}
         return sse({**created, **named, **timings})
+
+
+class NativeVoice:
+    """/completion and /infill."""
+
+    stream_headers = OpenAIVoice.stream_headers
+    whole_type = JSON_UTF8
+
+    def __init__(self, model: str, *, n_probs: int) -> None:
+        self._model = model
+        self._n_probs = n_probs
+        self._said = 0
+
+    def opening(self) -> bytes:
+        return b""
+
+    def token(self, token: Token) -> bytes:
+        self._said += 1
+        event = {"index": 0, "content": token.text, "tokens": [self._said], "stop": False, "id_slot": -1}
+        counts = {"tokens_predicted": self._said, "tokens_evaluated": 0}
+        logprobs = [logprob_of(token, self._n_probs)] if self._n_probs else []
+        return sse(event | counts | ({"completion_probabilities": logprobs} if logprobs else {}))
+
+    def last(self, usage: Usage) -> list[bytes]:
+        return [sse(self._final("", [], usage))]
+
+    def whole(self, tokens: list[Token], usage: Usage) -> bytes:
+        return dumps(self._final("".join(token.text for token in tokens), tokens, usage))
+
+    def error(self, message: str) -> bytes:
+        return sse({"error": {"code": 500, "message": message, "type": "server_error"}})
+
+    def malformed(self) -> bytes:
+        return b'data: {"index":0,"content":\n\n'
+
+    def _final(self, text: str, tokens: list[Token], usage: Usage) -> dict[str, Any]:
+        about = {"index": 0, "content": text, "tokens": [], "id_slot": 0, "stop": True, "model": self._model}
+        counts = {"tokens_predicted": usage.completion_tokens, "tokens_evaluated": usage.prompt_tokens}
+        ends = {"stop_type": "limit" if usage.finish == "length" else "eos", "stopping_word": ""}
+        logprobs = [logprob_of(token, self._n_probs) for token in tokens if self._n_probs]
+        return {
+            **about,
+            **counts,
+            **ends,
+            **({"completion_probabilities": logprobs} if logprobs else {}),
+            **({} if usage.hidden else {"timings": _timings(usage)}),
+        }
+
+
+def logprob_of(token: Token, top: int) -> dict[str, Any]:
+    said = {"id": 1, "token": token.text, "bytes": list(token.text.encode()), "logprob": -0.5}
+    return said | {"top_logprobs": [said] * top}
 
 
 class EmbeddingVoice:
@@ -179,6 +253,8 @@ class LlamaDialect:
         self.embeddings = embeddings
         self.loading = False
         self.busy = 0
+        self.lacks: frozenset[str] = frozenset()
+        """Paths of `endpoints` that an older build does not have."""
 
     def headers(self, content_type: str) -> list[tuple[str, str]]:
         kept = [("Keep-Alive", "timeout=5, max=100")]
@@ -219,12 +295,18 @@ class LlamaDialect:
         return NOT_FOUND
 
     def post(self, path: str, body: bytes) -> Reply | Generation:
+        if path in endpoints.OF_LLAMA and path not in self.lacks:
+            return self._endpoint(path, body)
+        if path in HELPERS:
+            return HELPERS[path](_parse(body))
         if path not in (*GENERATING, *EMBEDDING):
             return NOT_FOUND
         asked = _parse(body)
         if path in EMBEDDING:
             return self._embed(asked)
         model = self.models[0]
+        if path in ("/completion", "/infill"):
+            return self._native(path, asked)
         chat = path == "/v1/chat/completions"
         given = _messages(asked, model) if chat else asked.get("prompt")
         prompt_tokens = count_words(given) + 10
@@ -238,10 +320,59 @@ class LlamaDialect:
         if asked.get("tools") and "tools" in model.capabilities:
             tool, tokens = asked["tools"][0]["function"]["name"], []
         include = bool((asked.get("stream_options") or {}).get("include_usage"))
-        voice = OpenAIVoice(model.name, chat=chat, include_usage=include, tool=tool)
+        wanted = asked.get("logprobs")
+        top = int(asked.get("top_logprobs") or (0 if wanted is True else wanted)) if wanted else None
+        voice = OpenAIVoice(model.name, chat=chat, include_usage=include, tool=tool, top_logprobs=top)
         return Generation(
             model, voice, asked.get("stream") is True, tokens, Usage(prompt_tokens, finish=finish)
         )
+
+    def wrong_type(self, path: str) -> Reply:
+        return Reply(400, JSON_UTF8, recording("llamacpp/err-bad-type").body)
+
+    def _native(self, path: str, asked: dict[str, Any]) -> Generation:
+        model = self.models[0]
+        if path == "/infill" and "insert" not in model.capabilities:
+            raise Refused(Reply(501, JSON_UTF8, recording("llamacpp/infill-no-fim").body))
+        given = [asked.get(name) for name in ("prompt", "input_prefix", "input_suffix")]
+        tokens, finish = make_tokens(self.tokens, _limit(asked))
+        if "thinking" in model.capabilities:
+            tokens = [Token("<think>\n"), Token("thought0000\n"), Token("</think>\n\n"), *tokens]
+        voice = NativeVoice(model.name, n_probs=int(asked.get("n_probs") or 0))
+        usage = Usage(count_words(given), finish=finish)
+        return Generation(model, voice, asked.get("stream") is True, tokens, usage)
+
+    def _endpoint(self, path: str, body: bytes) -> Reply | Generation:
+        """Those that not every server has. Its errors have OpenAI's shape on Anthropic's paths too."""
+        model = self.models[0]
+        if path == endpoints.TRANSCRIPTIONS:
+            text = "The current model does not support audio input."
+            return handler_error(501, text, "not_supported_error")
+        asked = _parse(body)
+        if path in endpoints.RERANK:
+            if "rerank" not in model.capabilities:
+                return endpoints.rerank_is_off()
+            if not asked.get("documents"):
+                text = '"documents" must be a non-empty string array'
+                return handler_error(400, text, "invalid_request_error")
+            return endpoints.ranking(model.name, model, asked)
+        if path == endpoints.RESPONSES:
+            if asked.get("previous_response_id"):
+                text = "llama.cpp does not support 'previous_response_id'."
+                return handler_error(400, text, "invalid_request_error")
+            if asked.get("input") is None:
+                return handler_error(400, "'input' is required", "invalid_request_error")
+            return endpoints.response("llama-server", model.name, model, asked, self.tokens)
+        if not asked.get("messages"):
+            return handler_error(500, "'messages' is required", "server_error")
+        if b'"image"' in dumps(asked["messages"]) and "vision" not in model.capabilities:
+            raise Refused(_no_images())
+        words = endpoints.prompt_words(asked)
+        if path == endpoints.COUNT:
+            return Reply(200, JSON_UTF8, dumps({"input_tokens": words}))
+        if words > model.context_tokens:
+            return _context_exceeded(words, model.context_tokens)
+        return endpoints.message("llama-server", model.name, model, asked, self.tokens)
 
     def missing(self, path: str) -> Reply:
         return NOT_FOUND
@@ -306,6 +437,33 @@ class LlamaDialect:
         return props
 
 
+def _tokenize(asked: dict[str, Any]) -> Reply:
+    """The fake's tokens are bytes, so that any text comes back as it was."""
+    return Reply(200, JSON_UTF8, dumps({"tokens": list(str(asked.get("content", "")).encode())}))
+
+
+def _detokenize(asked: dict[str, Any]) -> Reply:
+    tokens = asked.get("tokens", [])
+    if not all(0 <= token < 256 for token in tokens):
+        text = "vector::_M_range_check: __n (which is 50400000) >= this->size() (which is 49152)"
+        return handler_error(500, text, "server_error")
+    return Reply(200, JSON_UTF8, dumps({"content": bytes(tokens).decode("utf-8", "replace")}))
+
+
+def _apply_template(asked: dict[str, Any]) -> Reply:
+    said = [f"<|im_start|>{said['role']}\n{said['content']}<|im_end|>\n" for said in asked["messages"]]
+    return Reply(200, JSON_UTF8, dumps({"prompt": "".join([*said, "<|im_start|>assistant\n"])}))
+
+
+#: What is answered at once, whatever the slots do.
+HELPERS = {"/tokenize": _tokenize, "/detokenize": _detokenize, "/apply-template": _apply_template}
+
+
+def _no_images() -> Reply:
+    text = "image input is not supported - hint: if this is unexpected, you may need to provide the mmproj"
+    return handler_error(500, text, "server_error")
+
+
 def _context_exceeded(prompt_tokens: int, context_tokens: int) -> Reply:
     text = (
         f"request ({prompt_tokens} tokens) exceeds the available context size ({context_tokens} tokens), "
@@ -342,10 +500,7 @@ def _messages(asked: dict[str, Any], model: FakeModel) -> list[Any]:
         text = "Field 'temperature': [json.exception.type_error.302] type must be number, but is string"
         raise Refused(handler_error(400, text, "invalid_request_error"))
     if b'"image_url"' in dumps(messages) and "vision" not in model.capabilities:
-        text = (
-            "image input is not supported - hint: if this is unexpected, you may need to provide the mmproj"
-        )
-        raise Refused(handler_error(500, text, "server_error"))
+        raise Refused(_no_images())
     return messages
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import orjson
 
@@ -23,6 +23,8 @@ class FakeModel:
     embedding_length: int = 16
     loaded: bool = False
     loaded_context: int = 0
+    loaded_with: dict[str, Any] = field(default_factory=dict)
+    """Ollama: the load-time options of its runner that are not the default ones, without num_ctx."""
     weights: str = ""
     """Hex digest of the weights file; models with the same one share a runner."""
 
@@ -79,6 +81,7 @@ class Generation:
     tokens: list[Token]
     usage: Usage
     num_ctx: int | None = None
+    load_options: dict[str, Any] = field(default_factory=dict)
     on_done: Callable[[], None] = field(default=lambda: None)
 
 
@@ -109,6 +112,40 @@ def make_tokens(wanted: int, limit: int | None, prefix: str = "t") -> tuple[list
     """`t0000 t0001 …`, and why it ends: callers can check that what they got is a prefix."""
     count = wanted if limit is None or limit < 0 else min(wanted, limit)
     return [Token(f"{prefix}{n:04d} ") for n in range(count)], "length" if count < wanted else "stop"
+
+
+def structured_tokens(schema: object, limit: int | None) -> tuple[list[Token], str]:
+    """The least value that a schema allows, a few characters a token; without a schema what was recorded."""
+    text = dumps(_least(schema) if isinstance(schema, dict) else {"blue": 1}).decode()
+    pieces = [Token(text[at : at + 4]) for at in range(0, len(text), 4)]
+    kept = pieces if limit is None or limit < 0 else pieces[:limit]
+    return kept, "length" if len(kept) < len(pieces) else "stop"
+
+
+def _least(schema: dict[str, Any]) -> object:
+    if "enum" in schema:
+        return schema["enum"][0]
+    match schema.get("type"):
+        case "object":
+            return {name: _least(inner) for name, inner in schema.get("properties", {}).items()}
+        case "array":
+            return [_least(schema.get("items", {}))] * schema.get("minItems", 0)
+        case "integer" | "number":
+            return 0
+        case "boolean":
+            return False
+    return "t0000"
+
+
+def answers_a_tool(messages: object) -> bool:
+    """Whether the last message brings what a tool said, in any dialect: then the model talks."""
+    last = messages[-1] if isinstance(messages, list) and messages else None
+    if not isinstance(last, dict):
+        return False
+    content = last.get("content")
+    blocks = content if isinstance(content, list) else []
+    results = [block for block in blocks if isinstance(block, dict) and block.get("type") == "tool_result"]
+    return last.get("role") == "tool" or bool(results)
 
 
 def vector(text: str, length: int) -> list[float]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import struct
 from datetime import UTC, datetime
 from typing import Any
 
 import orjson
 
+from tests.fakes import endpoints
 from tests.fakes.model import (
     JSON_UTF8,
     FakeModel,
@@ -15,20 +18,31 @@ from tests.fakes.model import (
     Reply,
     Token,
     Usage,
+    answers_a_tool,
     count_words,
     dumps,
     make_tokens,
     sse,
+    structured_tokens,
     vector,
 )
+from tests.fakes.ollama_store import BLOBS, MANAGED, Lines, Store
 from tests.fakes.recordings import recording
 
 VERSION = "0.99.0"
 NO_EMBEDDINGS = "This server does not support embeddings. Start it with `--embeddings`"
+RUNNER_DEFAULTS = {
+    "num_batch": 512,
+    "num_gpu": -1,
+    "main_gpu": 0,
+    "use_mmap": False,
+    "num_thread": 0,
+    "draft_num_predict": 4,
+}
 THINK_LEVELS = ("high", "medium", "low", "max")
 GENERATING = ("/api/chat", "/api/generate", "/v1/chat/completions", "/v1/completions")
 EMBEDDING = ("/api/embed", "/api/embeddings", "/v1/embeddings")
-_POST_ONLY = (*GENERATING, *EMBEDDING, "/api/show")
+_POST_ONLY = (*GENERATING, *EMBEDDING, "/api/show", *MANAGED)
 _GET_ONLY = ("/", "/api/version", "/api/tags", "/api/ps", "/v1/models")
 _UNKNOWN_PATH = Reply(404, "text/plain", b"404 page not found")
 _WRONG_METHOD = Reply(405, "text/plain", b"405 method not allowed", (("Allow", "GET, HEAD"),))
@@ -45,12 +59,21 @@ def canonical(name: str) -> str:
 
 def refuse(path: str, status: int, message: str, *, early: bool = False) -> Refused:
     """`early`: before the OpenAI layer of /v1 has begun; only the head and the newline differ."""
+    if path == endpoints.MESSAGES:
+        return Refused(_anthropic_error(status, message, JSON_UTF8 if early else "application/json"))
     if not path.startswith("/v1"):
         return Refused(Reply(status, JSON_UTF8, dumps({"error": message})))
     kind = {400: "invalid_request_error", 404: "not_found_error"}.get(status, "api_error")
     error = {"message": message, "type": kind, "param": None, "code": None}
     content_type = JSON_UTF8 if early else "application/json"
     return Refused(Reply(status, content_type, dumps({"error": error}, newline=not early)))
+
+
+def _anthropic_error(status: int, message: str, content_type: str) -> Reply:
+    kinds = {400: "invalid_request_error", 404: "not_found_error", 503: "overloaded_error"}
+    error = {"type": kinds.get(status, "api_error"), "message": message}
+    body = {"type": "error", "error": error, "request_id": "req_977189a1d7923e5431b694fd"}
+    return Reply(status, content_type, dumps(body))
 
 
 class NdjsonVoice:
@@ -124,9 +147,14 @@ class OpenAIVoice:
         self._chat = chat
         self._include_usage = include_usage
         self._first = True
+        self._calls: list[dict[str, Any]] = []
 
     def opening(self) -> bytes:
         return b""
+
+    def call_tool(self, name: str) -> None:
+        function = {"name": name, "arguments": '{"city":"Oslo"}'}
+        self._calls = [{"id": "call_fake0001", "index": 0, "type": "function", "function": function}]
 
     def token(self, token: Token) -> bytes:
         role = {"role": "assistant"} if self._first else {}
@@ -138,17 +166,22 @@ class OpenAIVoice:
 
     def last(self, usage: Usage) -> list[bytes]:
         content: dict[str, Any] = {"delta": {}} if self._chat else {"text": ""}
-        records = self._chunk([{"index": 0, **content, "finish_reason": usage.finish}])
+        called = []
+        if self._calls:
+            said = {"role": "assistant", "content": "", "tool_calls": self._calls}
+            called = [self._chunk([{"index": 0, "delta": said, "finish_reason": None}])]
+        records = self._chunk([{"index": 0, **content, "finish_reason": self._finish(usage)}])
         if self._include_usage and not usage.hidden:
             records += self._chunk([], usage)
-        return [records + b"data: [DONE]\n\n"]
+        return [*called, records + b"data: [DONE]\n\n"]
 
     def whole(self, tokens: list[Token], usage: Usage) -> bytes:
         text = "".join(token.text for token in tokens if not token.thought)
         said: dict[str, Any] = {"text": text}
         if self._chat:
-            said = {"message": {"role": "assistant", "content": text}}
-        choice = {"index": 0, **said, "finish_reason": usage.finish}
+            calls = {"tool_calls": self._calls} if self._calls else {}
+            said = {"message": {"role": "assistant", "content": text, **calls}}
+        choice = {"index": 0, **said, "finish_reason": self._finish(usage)}
         answer = self._base("chat.completion" if self._chat else "text_completion", [choice])
         return dumps(answer if usage.hidden else {**answer, "usage": _usage(usage)}, newline=True)
 
@@ -161,6 +194,9 @@ class OpenAIVoice:
 
     def malformed(self) -> bytes:
         return b'data: {"id":"broken\n\n'
+
+    def _finish(self, usage: Usage) -> str:
+        return "tool_calls" if self._calls else usage.finish
 
     def _base(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {
@@ -196,12 +232,18 @@ class OllamaDialect:
     def __init__(self, models: list[FakeModel], tokens: int) -> None:
         self.models = models
         self.tokens = tokens
+        self.lacks: frozenset[str] = frozenset()
+        """Paths of `endpoints` that an older version does not have."""
+        self.content_type = ""
+        """Of the request in work: a form cannot be read without it."""
+        self.store = Store(models)
 
     def headers(self, content_type: str) -> list[tuple[str, str]]:
         date = datetime.now(UTC).strftime("%a, %d %b %Y %H:%M:%S GMT")
         return [("Content-Type", content_type), ("Date", date)]
 
     def admit(self, method: str, path: str, headers: dict[str, str]) -> Reply | None:
+        self.content_type = headers.get("content-type", "")
         host = headers.get("host", "").rpartition(":")[0] or headers.get("host", "")
         plain = host.strip("[]").replace(".", "").replace(":", "")
         if not (plain.isdigit() or host.endswith(("localhost", ".local", ".internal", "]")) or not host):
@@ -212,6 +254,8 @@ class OllamaDialect:
         return None
 
     def get(self, method: str, path: str) -> Reply:
+        if method == "HEAD" and path.startswith(BLOBS):
+            return self.store.head_blob(path.removeprefix(BLOBS))
         if path in _POST_ONLY:
             return _WRONG_METHOD._replace(headers=(("Allow", "POST"),))
         if path == "/":
@@ -228,10 +272,21 @@ class OllamaDialect:
             return Reply(200, "application/json", dumps({"object": "list", "data": data}, newline=True))
         return _UNKNOWN_PATH
 
-    def post(self, path: str, body: bytes) -> Reply | Generation:
+    def delete(self, path: str, body: bytes) -> Reply:
+        if path != "/api/delete":
+            return _WRONG_METHOD if path in (*_GET_ONLY, *_POST_ONLY) else _UNKNOWN_PATH
+        return self.store.delete(body)
+
+    def post(self, path: str, body: bytes) -> Reply | Generation | Lines:
+        if path.startswith(BLOBS):
+            return self.store.post_blob(path.removeprefix(BLOBS), body)
+        if path in endpoints.OF_OLLAMA and path not in self.lacks:
+            return self._endpoint(path, body)
         if path not in _POST_ONLY:
             return _WRONG_METHOD if path in _GET_ONLY else _UNKNOWN_PATH
         asked = _parse(path, body)
+        if path in MANAGED:
+            return self.store.manage(path, asked)
         if path == "/api/show":
             return self._show(asked)
         model = self._find(path, asked)
@@ -240,6 +295,29 @@ class OllamaDialect:
         if path.startswith("/v1"):
             return self._openai(path, asked, model)
         return self._generate(path, asked, model)
+
+    def _endpoint(self, path: str, body: bytes) -> Reply | Generation:
+        """Those that not every backend has."""
+        if path == endpoints.TRANSCRIPTIONS:
+            fields = endpoints.form_fields(self.content_type, body)
+            if isinstance(fields, str):
+                raise refuse(path, 400, fields, early=True)
+            return endpoints.transcription(self._find(path, fields), self.content_type, body)
+        asked = _parse(path, body)
+        model = self._find(path, asked)
+        if path == endpoints.RESPONSES:
+            return endpoints.response("ollama", asked["model"], model, asked, self.tokens)
+        if not isinstance(asked.get("max_tokens"), int) or asked["max_tokens"] < 1:
+            raise refuse(path, 400, "max_tokens is required and must be positive", early=True)
+        if not asked.get("messages"):
+            raise refuse(path, 400, "messages is required")
+        if asked.get("tools") and "tools" not in model.capabilities:
+            name = canonical(asked["model"])
+            raise refuse(path, 400, f"registry.ollama.ai/library/{name} does not support tools")
+        return endpoints.message("ollama", asked["model"], model, asked, self.tokens)
+
+    def wrong_type(self, path: str) -> Reply:
+        return refuse(path, 400, "json: cannot unmarshal string into Go struct field of type int").reply
 
     def missing(self, path: str) -> Reply:
         return refuse(path, 404, "model 'gone' not found").reply
@@ -330,7 +408,7 @@ class OllamaDialect:
         if path == "/api/embed" and not texts:
             return Reply(200, JSON_UTF8, dumps({"model": asked["model"], "embeddings": []}))
         voice = EmbeddingVoice(path, asked, texts, model.embedding_length)
-        return Generation(model, voice, False, [], Usage(count_words(texts)), _num_ctx(asked))
+        return Generation(model, voice, False, [], Usage(count_words(texts)), *_load_options(asked))
 
     def _generate(self, path: str, asked: dict[str, Any], model: FakeModel) -> Reply | Generation:
         chat = path == "/api/chat"
@@ -343,25 +421,36 @@ class OllamaDialect:
             return self._preload(asked, model, voice)
         options = asked.get("options") or {}
         tokens, finish = make_tokens(self.tokens, options.get("num_predict"))
+        if asked.get("format"):
+            tokens, finish = structured_tokens(asked["format"], options.get("num_predict"))
         if "thinking" in model.capabilities and asked.get("think") is not False:
             tokens = [Token("thought0000 ", thought=True), *tokens]
-        if asked.get("tools"):
+        if asked.get("tools") and not answers_a_tool(asked.get("messages")):
             voice.call_tool(asked["tools"][0]["function"]["name"])
             tokens, finish = [], "stop"
         usage = Usage(count_words(asked.get("messages") or asked.get("prompt")) + 10, finish=finish)
-        return Generation(model, voice, asked.get("stream") is not False, tokens, usage, _num_ctx(asked))
+        stream = asked.get("stream") is not False
+        return Generation(model, voice, stream, tokens, usage, *_load_options(asked))
 
     def _preload(self, asked: dict[str, Any], model: FakeModel, voice: NdjsonVoice) -> Reply | Generation:
         if asked.get("keep_alive") == 0:
             model.loaded = False
             return Reply(200, JSON_UTF8, voice.whole([], Usage(0, finish="unload", hidden=True)))
         usage = Usage(0, finish="load", hidden=True)
-        return Generation(model, voice, False, [], usage, _num_ctx(asked))
+        return Generation(model, voice, False, [], usage, *_load_options(asked))
 
     def _openai(self, path: str, asked: dict[str, Any], model: FakeModel) -> Generation:
         include = bool((asked.get("stream_options") or {}).get("include_usage"))
         voice = OpenAIVoice(asked["model"], chat=path.startswith("/v1/chat"), include_usage=include)
         tokens, finish = make_tokens(self.tokens, asked.get("max_tokens"))
+        wanted = asked.get("response_format") or {}
+        if wanted.get("type") in ("json_object", "json_schema"):
+            schema = (wanted.get("json_schema") or {}).get("schema")
+            tokens, finish = structured_tokens(schema, asked.get("max_tokens"))
+        calls = asked.get("tools") and "tools" in model.capabilities
+        if calls and not answers_a_tool(asked.get("messages")):
+            voice.call_tool(asked["tools"][0]["function"]["name"])
+            tokens, finish = [], "stop"
         usage = Usage(count_words(asked.get("messages") or asked.get("prompt")) + 10, finish=finish)
         return Generation(model, voice, asked.get("stream") is True, tokens, usage)
 
@@ -373,6 +462,7 @@ class EmbeddingVoice:
     def __init__(self, path: str, asked: dict[str, Any], texts: list[str], length: int) -> None:
         self._path = path
         self._model = asked["model"]
+        self._encoding = asked.get("encoding_format")
         self._vectors = [vector(text, asked.get("dimensions") or length) for text in texts]
         self.whole_type = "application/json" if path.startswith("/v1") else JSON_UTF8
 
@@ -385,9 +475,10 @@ class EmbeddingVoice:
             return dumps(
                 {"model": self._model, "embeddings": self._vectors, **({} if usage.hidden else counted)}
             )
+        packed = self._encoding == "base64"
         data = [
-            {"object": "embedding", "embedding": embedding, "index": index}
-            for index, embedding in enumerate(self._vectors)
+            {"object": "embedding", "embedding": _packed(one) if packed else one, "index": index}
+            for index, one in enumerate(self._vectors)
         ]
         counts = {"prompt_tokens": usage.prompt_tokens, "total_tokens": usage.prompt_tokens}
         return dumps({"object": "list", "data": data, "model": self._model, "usage": counts}, newline=True)
@@ -408,8 +499,12 @@ class EmbeddingVoice:
         return b""
 
 
+def _packed(values: list[float]) -> str:
+    return base64.b64encode(struct.pack(f"<{len(values)}f", *values)).decode()
+
+
 def _parse(path: str, body: bytes) -> dict[str, Any]:
-    struct = {"/api/chat": "ChatRequest", "/api/generate": "GenerateRequest"}.get(path, "Request")
+    go_type = {"/api/chat": "ChatRequest", "/api/generate": "GenerateRequest"}.get(path, "Request")
     if not body:
         raise refuse(path, 400, "missing request body", early=True)
     try:
@@ -417,7 +512,7 @@ def _parse(path: str, body: bytes) -> dict[str, Any]:
     except orjson.JSONDecodeError:
         raise refuse(path, 400, "unexpected EOF", early=True) from None
     if not isinstance(asked, dict):
-        raise refuse(path, 400, f"json: cannot unmarshal array into Go value of type api.{struct}")
+        raise refuse(path, 400, f"json: cannot unmarshal array into Go value of type api.{go_type}")
     messages = asked.get("messages", [])
     if not isinstance(messages, list | None):
         where = "Go struct field ChatRequest.messages of type []api.Message"
@@ -445,8 +540,11 @@ def _check(path: str, asked: dict[str, Any], model: FakeModel) -> None:
         raise refuse(path, 500, f'invalid format: {quoted}; expected "json" or a valid JSON Schema object')
 
 
-def _num_ctx(asked: dict[str, Any]) -> int | None:
-    return (asked.get("options") or {}).get("num_ctx")
+def _load_options(asked: dict[str, Any]) -> tuple[int | None, dict[str, Any]]:
+    """num_ctx, and what else of the runner is not as it would be by itself."""
+    options = asked.get("options") or {}
+    others = {name: options[name] for name in RUNNER_DEFAULTS if options.get(name) is not None}
+    return options.get("num_ctx"), {n: value for n, value in others.items() if value != RUNNER_DEFAULTS[n]}
 
 
 def _openai_model(model: FakeModel) -> dict[str, Any]:

@@ -65,8 +65,8 @@ class Answer:
     def records(self) -> list[Any]:
         """The records of a stream: objects, and `[DONE]` as a string."""
         if self.headers.get("content-type", "").startswith("text/event-stream"):
-            events = [event for event in self.body.split(b"\n\n") if event.startswith(b"data: ")]
-            payloads = [event.removeprefix(b"data: ") for event in events]
+            lines = self.body.split(b"\n")
+            payloads = [line.removeprefix(b"data: ") for line in lines if line.startswith(b"data: ")]
         else:
             payloads = [line for line in self.body.split(b"\n") if line]
         return [record if record == b"[DONE]" else json.loads(record) for record in payloads]
@@ -78,8 +78,7 @@ class Answer:
     @property
     def ends(self) -> int:
         """How many records say that the answer is complete."""
-        return sum(record == b"[DONE]" or (isinstance(record, dict) and record.get("done") is True)
-                   for record in self.records)  # fmt: skip
+        return sum(map(_is_end, self.records))
 
     @property
     def errors(self) -> list[str]:
@@ -96,8 +95,24 @@ class Answer:
         return error["message"] if isinstance(error, dict) else error
 
 
+def _is_end(record: Any) -> bool:
+    if not isinstance(record, dict):
+        return bool(record == b"[DONE]")
+    return record.get("done") is True or record.get("type") in ("message_stop", "response.completed")
+
+
 def _text_of(record: Any) -> str:
     if not isinstance(record, dict):
+        return ""
+    if record.get("type") == "message":  # Anthropic's, whole
+        return "".join(block.get("text", "") for block in record["content"] or ())
+    if record.get("object") == "response":
+        return "".join(part["text"] for item in record["output"] for part in item["content"])
+    if record.get("type") == "content_block_delta":
+        return record["delta"].get("text", "")
+    if record.get("type") == "response.output_text.delta":
+        return record["delta"]
+    if "type" in record:
         return ""
     if "choices" in record:
         return "".join(
@@ -147,6 +162,14 @@ class Call:
         self.writer.transport.abort()
 
 
+PATHS = {
+    "openai": "/v1/chat/completions",
+    "ollama": "/api/chat",
+    "anthropic": "/v1/messages",
+    "responses": "/v1/responses",
+}
+
+
 @dataclass
 class Question:
     """A chat in one dialect, for one pair of backends."""
@@ -157,16 +180,19 @@ class Question:
 
     @property
     def path(self) -> str:
-        return "/v1/chat/completions" if self.dialect == "openai" else "/api/chat"
+        return PATHS[self.dialect]
 
     @property
     def backend_path(self) -> str:
         """What the fake sees: llama-server knows no Ollama path."""
-        return self.path if self.model != LLAMA else "/v1/chat/completions"
+        return "/v1/chat/completions" if (self.model, self.dialect) == (LLAMA, "ollama") else self.path
 
     @property
     def body(self) -> dict[str, Any]:
+        if self.dialect == "responses":
+            return {"model": self.model, "input": "hi", "stream": self.stream}
         return {
+            **({"max_tokens": 100} if self.dialect == "anthropic" else {}),
             "model": self.model,
             "messages": [{"role": "user", "content": "hi"}],
             "stream": self.stream,
@@ -179,6 +205,13 @@ class Question:
 QUESTIONS = [
     Question(dialect, model, stream)
     for dialect in ("openai", "ollama")
+    for model in (OLLAMA, LLAMA)
+    for stream in (True, False)
+]
+#: The same in the dialects whose streams have named events.
+NAMED = [
+    Question(dialect, model, stream)
+    for dialect in ("anthropic", "responses")
     for model in (OLLAMA, LLAMA)
     for stream in (True, False)
 ]

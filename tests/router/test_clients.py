@@ -55,8 +55,9 @@ async def test_f54_a_caller_who_leaves_before_the_first_word_stops_the_work(flee
 
 
 async def test_a_slot_settles_until_the_backend_is_seen_idle(fleet: Fleet):
-    """A llama-server goes on with a whole answer although its client has left."""
+    """A llama-server may go on with the prompt in work although its client has left."""
     question = Question("openai", LLAMA, False)
+    fleet.fail_all(question, "deaf")
     fleet.fail_all(question, "slow_tokens", delay_s=0.1)
 
     def settling() -> int:

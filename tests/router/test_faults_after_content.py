@@ -148,9 +148,7 @@ async def test_f24_the_text_is_exact_however_it_is_cut(fleet: Fleet, question: Q
     fleet.fail_all(question, manner)
     answer = await fleet.ask(question)
     text = TEXT
-    if manner == "split_utf8" and (
-        question.stream or (question.model == LLAMA and question.dialect == "ollama")
-    ):
+    if manner == "split_utf8" and (question.stream or question.model == LLAMA):
         text = TEXT.replace("t0", "ü0")
     assert (answer.status, answer.text, answer.whole, answer.errors) == (200, text, True, [])
     await fleet.check(answer)
