@@ -449,14 +449,17 @@ def _quotes(piece: bytes) -> int:
 
 def refuse_twins(head: Head, key: str) -> None:
     """Two model fields, in any letter case, are refused: Go matches `MODEL` too, and others do not.
+    So is `STREAM`: a backend would stream an answer that is not expected to.
 
     Keys that differ are seen in the parsed object; of equal ones a parser keeps the last, so a short text is
     asked: written once and never escaped is once. Else `jsonedit` reads key by key.
     """
-    text = head.text
+    text, names = head.text, [name.casefold() for name in head.value]
+    if "stream" in names and (names.count("stream") > 1 or "stream" not in head.value):
+        raise BadRequest("the field 'stream' must be written so, in small letters and once")
     short = len(text) < _COUNTED_BYTES and not _ESCAPED_ASCII.search(text)
     once = short and text.count(b'"%b"' % key.encode()) == 1
-    if once and [name.casefold() for name in head.value].count(key) == 1:
+    if once and names.count(key) == 1:
         return
     try:
         jsonedit.find_top_level(text, key)

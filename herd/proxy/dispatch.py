@@ -392,8 +392,7 @@ class _Run:
             await self._give_up(failure.error)
             return False
         error = self._refusal(reject)
-        may_pull = self.request.only is None and self.owner.pulls.allows(self.request.principal)
-        if reject.status == 404 and may_pull:
+        if reject.status == 404 and self._may_pull():
             try:
                 await self._pull()
                 return True
@@ -403,6 +402,13 @@ class _Run:
             self.ledger.record("rejected", error=error, reject=reject)
         await self._give_up(error)
         return False
+
+    def _may_pull(self) -> bool:
+        """Not for a look at a model, nor for a node that was named: those mean what there is."""
+        request = self.request
+        if request.only is not None or request.route.kind in ("show", "count"):
+            return False
+        return self.owner.pulls.allows(request.principal)
 
     async def _pull(self) -> None:
         """Until some node has the model. Raises ApiError."""

@@ -550,3 +550,14 @@ def test_any_json_is_understood_or_refused_in_one_sentence(route: Route, changed
 def test_any_bytes_are_refused_in_one_sentence(route: Route, body: bytes):
     with pytest.raises(ApiError):
         dialect_of(route).parse(route, body)
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/api/chat", "/v1/messages", "/v1/responses"])
+@pytest.mark.parametrize(
+    "more", ['"STREAM": true', '"stream": false, "Stream": true', '"\\u0053tream": true']
+)
+def test_a_stream_in_other_letters_is_refused(path: str, more: str) -> None:
+    """Go reads it as `stream`, others do not: the answer would be another one than was expected."""
+    body = orjson.dumps(GOOD[path])[:-1] + b", " + more.encode() + b"}"
+    with pytest.raises(BadRequest, match="'stream'"):
+        parse(path, body)

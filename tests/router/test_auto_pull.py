@@ -147,6 +147,12 @@ async def test_who_leaves_does_not_end_the_pull(pulling: Fleet):
     await until(lambda: not list(pulling.router.models.pulls), "the pull to end")
 
 
+async def test_a_look_at_a_model_pulls_nothing(pulling: Fleet):
+    answer = await pulling.request("/api/show", {"model": TINY})
+    assert (answer.status, holders(pulling)) == (404, [])
+    assert not pulling.router.dispatcher.pulls._running
+
+
 async def test_trusted_means_this_machine(pulling: Fleet):
     pulls = pulling.router.dispatcher.pulls
     pulls._mode = "trusted"
