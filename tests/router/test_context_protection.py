@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -180,6 +181,9 @@ async def test_a_prompt_that_fits_nowhere_is_refused_in_the_callers_dialect(two:
     more = {"input": long} if dialect == "responses" else {"messages": [{"role": "user", "content": long}]}
     answer = await two.ask(question, **more)
     assert answer.status == 400
-    assert "its prompt is estimated at 55" in answer.error
+    # how many depends on what was learned of the model before
+    found = re.search(r"its prompt is estimated at ([0-9]+) tokens", answer.error)
+    assert found is not None
+    assert int(found[1]) > 2048
     assert "the largest context is 2048 tokens, on node 'a'" in answer.error
     assert two.requests(question) == 0
