@@ -27,8 +27,9 @@ from herd_node.net.pool import (
 from herd_node.protocol.forms import Body
 from herd_node.protocol.framing import FramingError, Records
 from herd_node.protocol.routes import Dialect, Route
+from herd_node.runtime.chance import new_hex
 from herd_node.runtime.clock import Clock
-from herd_node.translate import Call, Question, Truncated, honest_error
+from herd_node.translate import Call, Question, Truncated, honest_error, openings
 
 T = TypeVar("T")
 
@@ -36,6 +37,7 @@ JSON = b"application/json; charset=utf-8"
 #: llama-server closes idle connections after 5 s, so this side closes first; Ollama keeps them for minutes.
 LLAMA_IDLE_S = 3.0
 OLLAMA_IDLE_S = 75.0
+MESSAGES = "/v1/messages"
 _MAX_ERROR_BYTES = 1024 * 1024
 _MAX_WHOLE_BYTES = 64 * 1024 * 1024
 _FORWARDED_HEADERS = frozenset({b"accept", b"x-request-id", b"anthropic-version", b"anthropic-beta"})
@@ -98,7 +100,10 @@ class Relay:
             if upstream.status >= 500:
                 await self._forward_error(exchange, backend, upstream)
             else:
-                await _copy(exchange, upstream)
+                await exchange.start(upstream.status, _returned(upstream, with_length=True))
+                if route.path == MESSAGES and backend.kind != "ollama" and _is_event_stream(upstream):
+                    await _send_opening(exchange, upstream, body)
+                await copy_body(upstream, exchange)
         except PoolError as error:
             raise self._trouble(error) from error
         finally:
@@ -216,10 +221,16 @@ class Relay:
         return Trouble(502, "reset", f"the backend: {error}")
 
 
-async def _copy(exchange: Exchange, upstream: Upstream) -> None:
-    """Pieces as they come; reading waits while the caller is slow."""
-    await exchange.start(upstream.status, _returned(upstream, with_length=True))
-    await copy_body(upstream, exchange)
+async def _send_opening(exchange: Exchange, upstream: Upstream, body: Body) -> None:
+    """Pings, and the first piece of the stream, with the event that a llama-server may have forgotten."""
+    while piece := await upstream.read():
+        at = openings.behind_pings(piece)
+        if openings.lacks_opening(piece, at):
+            model = str(orjson.loads(body[:]).get("model"))
+            piece = piece[:at] + openings.message_start(model, f"msg_{new_hex(12)}") + piece[at:]
+        await exchange.send(piece)
+        if at < len(piece):
+            return
 
 
 def _returned(upstream: Upstream, *, with_length: bool) -> list[tuple[bytes, bytes]]:

@@ -17,6 +17,7 @@ from herd_node.protocol.jsonedit import JsonEditError, find_top_level, replace_s
 from herd_node.translate.base import Call, Reader, Truncated
 from herd_node.translate.errors import error_status, honest_error
 from herd_node.translate.events import Line, as_count, as_list, as_object, as_text, parse_event
+from herd_node.translate.openings import message
 
 KIND = "llama-server"
 
@@ -31,6 +32,8 @@ def fold(path: str, body: bytes, fields: Mapping[str, object]) -> Call | None:
     if isinstance(reader, ChatReader):
         options["stream_options"] = b'{"include_usage":true}'
         reader.opening = _opening(fields)
+    elif isinstance(reader, MessagesReader):
+        reader.model = str(fields.get("model", ""))
     return Call(path=path, body=_edited(body, fields, options), stream=False, sse=True, reader=reader)
 
 
@@ -256,6 +259,9 @@ class ResponsesReader(_FoldReader):
 class MessagesReader(_FoldReader):
     """Blocks grow by their deltas; the tokens and the reason of the stop come at the end."""
 
+    model = ""
+    """As it was asked for: a stream may lack the event that names it."""
+
     def __init__(self) -> None:
         super().__init__()
         self._message: Line = {}
@@ -293,7 +299,8 @@ class MessagesReader(_FoldReader):
                 self._blocks[index]["input"] = orjson.loads("".join(pieces) or "{}")
             except orjson.JSONDecodeError:
                 self._blocks[index]["input"] = {}
-        return {**self._message, "content": [block for _, block in sorted(self._blocks.items())]}
+        known = self._message if "id" in self._message else {**message(self.model, "msg_0"), **self._message}
+        return {**known, "content": [block for _, block in sorted(self._blocks.items())]}
 
 
 _READERS: Mapping[str, Callable[[], Reader]] = {

@@ -320,3 +320,18 @@ anything = st.recursive(
 def test_a_stream_of_any_shape_is_folded_or_cut_off(events: list[Any], path: str) -> None:
     with suppress(Truncated):
         assert isinstance(run(reader(path), [*map(orjson.dumps, events), DONE]), dict)
+
+
+def test_a_message_whose_opening_was_forgotten_is_still_a_message() -> None:
+    events = [
+        {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
+        {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "x"}},
+        {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 1}},
+        {"type": "message_stop"},
+    ]
+    call = fold("/v1/messages", b'{"model":"m"}', {"model": "m"})
+    assert call is not None
+    body = run(call.reader, map(orjson.dumps, events))
+    assert (body["type"], body["role"], body["model"]) == ("message", "assistant", "m")
+    assert body["content"] == [{"type": "text", "text": "x"}]
+    assert (body["stop_reason"], body["usage"]["output_tokens"]) == ("end_turn", 1)
