@@ -149,10 +149,12 @@ class Managing:
         with self.pulls.one(node_id, model, self._clock.now_s()) as pull, Spool() as spool:
             await _fill(spool, orjson.dumps({"model": model}))
             _log.info("pull of a model to node %s begins", node_id)
+            told = 0
             async with self._calls.send(node_id, "POST", route.path, spool) as response:
                 await _raise_refusal(response, node_id)
                 async with aclosing(_lines(response, pull)) as lines:
                     async for line in lines:
+                        told = _log_progress(pull, told)
                         yield line
             _log.info("pull of a model to node %s: %s", node_id, pull.error or pull.status)
 
@@ -208,6 +210,14 @@ class Managing:
             "nodes": [one._asdict() | {"offers": sorted(one.offers)} for one in sites],
             "pulls": [pull.as_dict(now_s) for pull in self.pulls],
         }
+
+
+def _log_progress(pull: Pull, told: int) -> int:
+    """A line each tenth. Without the model's name: one that is a URL may hold a secret."""
+    tenth = pull.percent // 10 * 10
+    if tenth > told:
+        _log.info("pull of a model to node %s: %d %%", pull.node_id, tenth)
+    return max(told, tenth)
 
 
 async def _lines(response: httpx.Response, pull: Pull) -> AsyncGenerator[dict[str, Any], None]:

@@ -53,6 +53,16 @@ async def test_while_it_is_off_the_404_says_how_to_get_the_model(fleet: Fleet):
     await fleet.check(answer)
 
 
+async def test_how_far_a_pull_is_stands_in_the_log(pulling: Fleet, caplog: pytest.LogCaptureFixture):
+    with caplog.at_level("INFO", logger="herd.proxy.managing"):
+        answer = await pulling.request("/v1/chat/completions", CHAT)
+    assert answer.status == 200
+    said = [record.getMessage() for record in caplog.records]
+    assert any(text.endswith(": 50 %") for text in said)
+    assert not any(TINY in text for text in said)
+    await pulling.check(answer)
+
+
 async def test_a_missing_model_is_pulled_once_for_all_who_wait(pulling: Fleet):
     answers = await asyncio.gather(*(pulling.request("/v1/chat/completions", CHAT) for _ in range(5)))
     assert [(answer.status, answer.text) for answer in answers] == [(200, TEXT)] * 5
