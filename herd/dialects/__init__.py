@@ -6,11 +6,12 @@ Wire facts: docs/backends.md.
 """
 
 from herd.dialects.anthropic import ANTHROPIC
-from herd.dialects.base import Dialect, Ending, Parsed, StreamWatch, Verdict
+from herd.dialects.base import Dialect, Ending, Parsed, Verdict
 from herd.dialects.ollama import OLLAMA
 from herd.dialects.openai import OPENAI
 from herd.dialects.responses import RESPONSES
 from herd.dialects.services import SERVICES
+from herd.dialects.watch import StreamWatch
 from herd_node.protocol.routes import FORWARDED, Route
 
 DIALECTS: dict[str, Dialect] = {row.name: row for row in (OPENAI, OLLAMA, ANTHROPIC)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 
 import orjson
 
@@ -85,8 +86,8 @@ class _WholeReader(Reader):
         self.content_started = True
         return 200, orjson.dumps(self._answer(vectors, prompt_tokens, elapsed_s))
 
-    def _answer(self, vectors: list[Vector], prompt_tokens: int, elapsed_s: float) -> dict[str, object]:
-        raise NotImplementedError
+    @abstractmethod
+    def _answer(self, vectors: list[Vector], prompt_tokens: int, elapsed_s: float) -> dict[str, object]: ...
 
 
 class EmbedReader(_WholeReader):
