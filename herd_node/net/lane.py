@@ -18,6 +18,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from herd_node.net.exchange import Handler
 from herd_node.net.lane_exchange import LaneExchange
+from herd_node.net.outbox import Outbox
 
 #: Expect and Upgrade are conversations; a body without a length is counted while it comes. Not for the lane.
 _NOT_PLAIN = frozenset({b"expect", b"upgrade", b"transfer-encoding"})
@@ -30,6 +31,7 @@ def lane_protocol(routes: Mapping[str, Handler], max_body_bytes: int) -> type[as
     class Lane(_Lane):
         routes_by_url: ClassVar = {path.encode(): (path, handler) for path, handler in routes.items()}
         most_bytes: ClassVar = max_body_bytes
+        outbox: ClassVar = Outbox()
 
     return Lane
 
@@ -39,6 +41,7 @@ class _Lane(HttpToolsProtocol):
 
     routes_by_url: ClassVar[dict[bytes, tuple[str, Handler]]]
     most_bytes: ClassVar[int]
+    outbox: ClassVar[Outbox]
     _latest: LaneExchange | None = None
     _taking: LaneExchange | None = None
     """Whose body comes in; None while it is one for ASGI."""
@@ -55,7 +58,9 @@ class _Lane(HttpToolsProtocol):
         path, handler = found
         old = self.parser.get_http_version() == "1.0"
         keep_alive = not old and self.parser.should_keep_alive()
-        exchange = self._latest = self._taking = LaneExchange(self, path, length, keep_alive, not old)
+        exchange = self._latest = self._taking = LaneExchange(
+            self, self.outbox, path, length, keep_alive, not old
+        )
         self.cycle = exchange  # type: ignore[assignment]
         task = self.loop.create_task(exchange.run(handler), name=path)
         self.tasks.add(task)  # uvicorn's: a graceful stop waits for them, a forced one cancels them
@@ -79,6 +84,20 @@ class _Lane(HttpToolsProtocol):
             self._latest.leave()
             # They hold each other: else only the garbage collector would free them.
             self.cycle = self._latest = self._taking = None  # type: ignore[assignment]
+
+    # What ends the connection or writes past the exchange: first goes what was said before.
+
+    def eof_received(self) -> None:
+        self.outbox.flush()
+        super().eof_received()
+
+    def shutdown(self) -> None:
+        self.outbox.flush()
+        super().shutdown()
+
+    def send_400_response(self, msg: str) -> None:
+        self.outbox.flush()
+        super().send_400_response(msg)
 
     def _plain_length(self) -> int | None:
         """The length of the body if this is a request for the lane."""

@@ -1,7 +1,7 @@
 """One request in the lane, as its handler sees it: `Exchange` on uvicorn's transport and flow control.
 
 It stands in for uvicorn's RequestResponseCycle on the connection (`herd_node.net.lane`) and writes HTTP/1.1
-answers by itself, one write for each piece. It knows nothing of what it carries, and starts no task.
+answers by itself, one write for each piece (`outbox`). It knows nothing of what it carries, starts no task.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from herd_node.net.chunked import chunk_of
 from herd_node.net.exchange import BodyTooLarge, ClientGone, ExchangeError, Handler, Headers
+from herd_node.net.outbox import Outbox
 
 _log = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ class LaneExchange:
         "_lane",
         "_left_bytes",
         "_open",
+        "_outbox",
         "_pieces",
         "_waiter",
         "_whole",
@@ -63,7 +65,13 @@ class LaneExchange:
     method = "POST"
 
     def __init__(
-        self, lane: HttpToolsProtocol, path: str, length: int, keep_alive: bool, chunks: bool
+        self,
+        lane: HttpToolsProtocol,
+        outbox: Outbox,
+        path: str,
+        length: int,
+        keep_alive: bool,
+        chunks: bool,
     ) -> None:
         self.response_complete = self.disconnected = False
         self.keep_alive = keep_alive
@@ -76,6 +84,7 @@ class LaneExchange:
         self._open = True
         """The answer has neither ended nor been cut, and the client is there."""
         self._lane = lane
+        self._outbox = outbox
         self._chunks = chunks
         """The client knows chunked bodies: it is not one of HTTP/1.0."""
         self._head = b""
@@ -184,7 +193,8 @@ class LaneExchange:
         if not self._open or lane.flow.write_paused or self._head or self._left_bytes is not None:
             return False
         if chunk:
-            lane.transport.write(chunk_of(chunk) if self._chunks else chunk)
+            chunk = chunk_of(chunk) if self._chunks else chunk
+            self._outbox.write(lane.transport, chunk, alone=len(lane.tasks) < 2)
         return True
 
     async def finish(self, chunk: bytes = b"") -> None:
@@ -262,20 +272,23 @@ class LaneExchange:
         head, self._head = self._head, b""
         if len(data) <= _ONE_WRITE_BYTES:
             data, head = head + data, b""
+        lane = self._lane
         for part in (head, data):
             if part:
-                self._lane.transport.write(part)
+                self._outbox.write(lane.transport, part, alone=len(lane.tasks) < 2)
 
     def _end(self) -> None:
         self._open, self.response_complete = False, True
         self._callbacks = []  # they hold the request, and uvicorn keeps this until the next one
         if not self.keep_alive:
+            self._outbox.flush()
             self._lane.transport.close()
         self._lane.on_response_complete()
 
     def _cut(self) -> None:
         """End the connection without an end of the body."""
         self._write(b"")
+        self._outbox.flush()
         self._open = False
         self._callbacks = []
         transport = self._lane.transport

@@ -15,6 +15,7 @@ import socket
 from collections.abc import Callable
 
 from herd_node.net.exchange import Headers
+from herd_node.net.outbox import Outbox
 from herd_node.net.upstream import (
     BadResponse,
     ConnectFailed,
@@ -68,6 +69,9 @@ class Pool:
         kept one leads nowhere once the host behind it, or our own address, is gone (Linux)."""
         self._idle_s = idle_s
         self._connect_timeout_s = connect_timeout_s
+        self.outbox = Outbox()
+        self.busy: set[Connection] = set()
+        """Those with a request in work."""
         self._open: set[Connection] = set()
         self._idle: dict[Origin, list[Connection]] = {}
         self._timer: asyncio.TimerHandle | None = None

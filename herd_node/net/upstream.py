@@ -17,6 +17,7 @@ import httptools
 
 from herd_node.net.chunked import whole_chunks
 from herd_node.net.exchange import Headers
+from herd_node.net.outbox import Outbox
 from herd_node.protocol.forms import Body
 
 _ONE_WRITE_BYTES = 64 * 1024
@@ -293,6 +294,8 @@ class Owner(Protocol):
     max_head_bytes: int
     max_buffer_bytes: int
     unheard_timeout_s: float | None
+    outbox: Outbox
+    busy: set[Connection]
 
     def opened(self, connection: Connection) -> None: ...
     def closed(self, connection: Connection) -> None: ...
@@ -351,14 +354,17 @@ class Connection(asyncio.Protocol):
         head_timeout_s: float | None,
     ) -> Upstream:
         """Write one request and wait for the head of its answer."""
-        upstream = self.upstream = Upstream(self, self._loop, self._pool.max_buffer_bytes)
+        pool = self._pool
+        upstream = self.upstream = Upstream(self, self._loop, pool.max_buffer_bytes)
+        pool.busy.add(self)
         self.answered = self._interim = self._between_chunks = False
         self._head_bytes = 0
         self._no_body = method == "HEAD"
         try:
             head = self._head(method, target, headers(), len(body))
             if len(body) <= _ONE_WRITE_BYTES:
-                self._transport.write(head + body[:])  # of bytes this is the object itself
+                whole = head + body[:]  # of bytes this is the object itself
+                pool.outbox.write(self._transport, whole, alone=len(pool.busy) < 2)
             else:
                 self._transport.write(head)
                 self._unsent = memoryview(body)
@@ -372,6 +378,7 @@ class Connection(asyncio.Protocol):
     def finish(self, *, reusable: bool) -> None:
         """The exchange is over."""
         self.upstream = None
+        self._pool.busy.discard(self)
         sent = not self._unsent and not self._transport.get_write_buffer_size()
         if reusable and sent and not self.closing:
             self.idle_since_s = self._loop.time()
@@ -441,6 +448,8 @@ class Connection(asyncio.Protocol):
         self._pool.opened(self)
 
     def data_received(self, data: bytes) -> None:
+        if self._pool.outbox.waiting:
+            self._pool.outbox.flush()  # so that no answer is taken to a request that has not gone yet
         upstream = self.upstream
         if upstream is None or upstream.ended:
             self.abort()  # nobody asked for this, and it must not be taken for the answer to what comes next

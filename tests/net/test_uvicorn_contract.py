@@ -31,7 +31,13 @@ OVERRIDDEN = {
     "on_body": ("body",),
     "on_message_complete": (),
     "connection_lost": ("exc",),
+    "eof_received": (),
+    "shutdown": (),
+    "send_400_response": ("msg",),
 }
+#: Those of the connection's methods that write or close by themselves. An answer that waits in the outbox
+#: must go before; the last one comes seconds after.
+WRITING = {"connection_lost", "shutdown", "send_400_response", "timeout_keep_alive_handler"}
 
 
 def source(method: object) -> str:
@@ -63,6 +69,15 @@ def test_the_overridden_methods_are_uvicorns_with_the_same_signature() -> None:
     for name, parameters in OVERRIDDEN.items():
         for owner in (HttpToolsProtocol, base):
             assert tuple(inspect.signature(getattr(owner, name)).parameters) == ("self", *parameters)
+
+
+def test_the_connection_writes_and_closes_only_where_the_outbox_is_flushed_before() -> None:
+    methods = inspect.getmembers(HttpToolsProtocol, inspect.isfunction)
+    writing = {
+        name for name, method in methods if re.search(r"transport\.(write|close|abort)", source(method))
+    }
+    assert writing == WRITING
+    assert WRITING - {"timeout_keep_alive_handler"} <= OVERRIDDEN.keys()
 
 
 def test_the_protocol_is_made_as_uvicorn_makes_it() -> None:
