@@ -97,13 +97,16 @@ class Pool:
             raise RuntimeError("the pool is closed")
         connection = self._take_idle(origin) if reuse else None
         if connection is not None:
+            upstream = connection.send(method, target, headers, body)
             try:
-                return await connection.send(method, target, headers, body, head_timeout_s)
+                await upstream.head(head_timeout_s)
+                return upstream
             except ResetBeforeHead:
                 if connection.answered or self._closed:
                     raise
         connection = await self._connect(origin)
-        upstream = await connection.send(method, target, headers, body, head_timeout_s)
+        upstream = connection.send(method, target, headers, body)
+        await upstream.head(head_timeout_s)
         if not reuse:
             upstream.no_reuse()
         return upstream

@@ -181,6 +181,8 @@ class Upstream:
 
     async def read_all(self, limit_bytes: int) -> bytes:
         """The whole body; BadResponse if it is longer."""
+        if self.ended and self._buffered_bytes <= limit_bytes:  # short answers come with their heads
+            return self._take() if self._pieces else b""
         pieces: list[bytes] = []
         size_bytes = 0
         while piece := await self.read():
@@ -235,7 +237,7 @@ class Upstream:
     # --- called by the connection -------------------------------------------------------------------------
 
     async def head(self, timeout_s: float | None) -> None:
-        """Until the head is there."""
+        """Until the head is there. Raises PoolError."""
         if self._error is None and not self.status:
             await self._wait(timeout_s)
         if self.status:
@@ -345,15 +347,8 @@ class Connection(asyncio.Protocol):
 
     # --- used by Pool and Upstream ------------------------------------------------------------------------
 
-    async def send(
-        self,
-        method: str,
-        target: str,
-        headers: Callable[[], Headers],
-        body: Body,
-        head_timeout_s: float | None,
-    ) -> Upstream:
-        """Write one request and wait for the head of its answer."""
+    def send(self, method: str, target: str, headers: Callable[[], Headers], body: Body) -> Upstream:
+        """Write one request; its answer is to come (`Upstream.head`)."""
         pool = self._pool
         upstream = self.upstream = Upstream(self, self._loop, pool.max_buffer_bytes)
         pool.busy.add(self)
@@ -372,7 +367,6 @@ class Connection(asyncio.Protocol):
         except BaseException:
             upstream.close()
             raise
-        await upstream.head(head_timeout_s)
         return upstream
 
     def finish(self, *, reusable: bool) -> None:
