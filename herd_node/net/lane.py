@@ -23,6 +23,9 @@ from herd_node.net.outbox import Outbox
 #: Expect and Upgrade are conversations; a body without a length is counted while it comes. Not for the lane.
 _NOT_PLAIN = frozenset({b"expect", b"upgrade", b"transfer-encoding"})
 
+#: What may wait in a transport until its client counts as slow: half of the usual. Each slow client costs it.
+MOST_UNSENT_BYTES = 32 * 1024
+
 
 def lane_protocol(routes: Mapping[str, Handler], max_body_bytes: int) -> type[asyncio.Protocol]:
     """A protocol class for uvicorn's `http=`. POSTs to the paths of `routes`, with a body up to the limit, go
@@ -45,6 +48,10 @@ class _Lane(HttpToolsProtocol):
     _latest: LaneExchange | None = None
     _taking: LaneExchange | None = None
     """Whose body comes in; None while it is one for ASGI."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        transport.set_write_buffer_limits(MOST_UNSENT_BYTES)
 
     def on_message_begin(self) -> None:
         self.url, self.headers, self.expect_100_continue = b"", [], False  # no scope: most need none

@@ -12,18 +12,19 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-#: A longer piece takes longer to copy than to wake up for; and nothing large is to gather here.
+#: More than this is not gathered: a transport must hear of it to say that its peer is slow.
 _MOST_BYTES: Final = 64 * 1024
 
 
 class Outbox:
     """One for all connections that write at the same time. Of one event loop."""
 
-    __slots__ = ("waiting",)
+    __slots__ = ("_waiting_bytes", "waiting")
 
     def __init__(self) -> None:
         self.waiting: list[tuple[asyncio.Transport, bytes]] = []
         """To be read only, for whether there is anything to flush."""
+        self._waiting_bytes = 0
 
     def write(self, transport: asyncio.Transport, data: bytes, *, alone: bool) -> None:
         """Like the transport's own `write`, a little later; at once for who is `alone`: nobody else is in
@@ -35,12 +36,13 @@ class Outbox:
                 return
             asyncio.get_running_loop().call_soon(self.flush)
         waiting.append((transport, data))
-        if len(data) > _MOST_BYTES:
+        self._waiting_bytes += len(data)
+        if self._waiting_bytes > _MOST_BYTES:
             self.flush()
 
     def flush(self) -> None:
         """Write all of it now, in order. What was for a connection that is closing or lost is let go."""
-        waiting, self.waiting = self.waiting, []
+        waiting, self.waiting, self._waiting_bytes = self.waiting, [], 0
         for transport, data in waiting:
             if not transport.is_closing():
                 transport.write(data)

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from herd_node.net.exchange import Headers
 from herd_node.net.outbox import Outbox
 from herd_node.net.upstream import (
+    READ_BYTES,
     BadResponse,
     ConnectFailed,
     Connection,
@@ -70,6 +71,7 @@ class Pool:
         self._idle_s = idle_s
         self._connect_timeout_s = connect_timeout_s
         self.outbox = Outbox()
+        self.read_buffer = memoryview(bytearray(READ_BYTES))
         self.busy: set[Connection] = set()
         """Those with a request in work."""
         self._open: set[Connection] = set()

@@ -23,6 +23,8 @@ from herd_node.protocol.forms import Body
 _ONE_WRITE_BYTES = 64 * 1024
 """A body up to here is joined to the head: one write, one segment. A longer one is not copied."""
 _SLICE_BYTES = 256 * 1024
+READ_BYTES = 16 * 1024
+"""The longest read of the socket. What a slow client costs is a multiple of it."""
 _NOTHING = memoryview(b"")
 
 
@@ -88,8 +90,8 @@ class Origin(NamedTuple):
 class Upstream:
     """One answer: its head is there, its body is to come. `close()` it in a `finally`, whatever happened.
 
-    Reading is paused while more than the pool's `max_buffer_bytes` wait to be read. A task that is cancelled
-    while it waits here cuts the connection.
+    Reading is paused once more than the pool's `max_buffer_bytes` wait to be read, or a piece was refused,
+    until somebody waits for more. A task that is cancelled while it waits here cuts the connection.
     """
 
     __slots__ = (
@@ -211,14 +213,19 @@ class Upstream:
         piece = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         pieces.clear()
         self._buffered_bytes = 0
-        if self._paused and self._connection is not None:
-            self._paused = False
-            self._connection.resume_reading()
         return piece
+
+    def _pause(self) -> None:
+        if not self._paused and self._connection is not None:
+            self._paused = True
+            self._connection.pause_reading()
 
     async def _wait(self, timeout_s: float | None) -> None:
         """Until the connection says something or the time is up: what it was, the state tells."""
         waiter = self._waiter = self._loop.create_future()
+        if self._paused and self._connection is not None:
+            self._paused = False
+            self._connection.resume_reading()
         timer = self._loop.call_later(timeout_s, self._wake) if timeout_s is not None else None
         try:
             await waiter
@@ -253,10 +260,8 @@ class Upstream:
     def body(self, piece: bytes) -> None:
         self._pieces.append(piece)
         self._buffered_bytes += len(piece)
-        connection = self._connection
-        if self._buffered_bytes > self._max_buffer_bytes and not self._paused and connection is not None:
-            self._paused = True
-            connection.pause_reading()
+        if self._buffered_bytes > self._max_buffer_bytes:
+            self._pause()
         if self._push is None:
             self._wake()
 
@@ -275,6 +280,7 @@ class Upstream:
             if push(piece):
                 return
             self._refused = True
+            self._pause()  # what cannot be passed on now must not pile up
         except Exception as error:  # noqa: BLE001 - a callback's error belongs to the task that pipes
             self._error = error
         self._push = None
@@ -298,14 +304,18 @@ class Owner(Protocol):
     unheard_timeout_s: float | None
     outbox: Outbox
     busy: set[Connection]
+    read_buffer: memoryview
 
     def opened(self, connection: Connection) -> None: ...
     def closed(self, connection: Connection) -> None: ...
     def keep(self, connection: Connection) -> None: ...
 
 
-class Connection(asyncio.Protocol):
-    """One socket and its parser: idle (`upstream` is None) or busy with one exchange."""
+class Connection(asyncio.BufferedProtocol):
+    """One socket and its parser: idle (`upstream` is None) or busy with one exchange.
+
+    It reads into a buffer of its pool, READ_BYTES long; uvloop's own holds as much as a client may cost.
+    """
 
     __slots__ = (
         "_between_chunks",
@@ -440,6 +450,12 @@ class Connection(asyncio.Protocol):
                 socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(1000 * self._pool.unheard_timeout_s)
             )
         self._pool.opened(self)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._pool.read_buffer  # of all: what is read is taken out before anybody reads again
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.data_received(self._pool.read_buffer[:nbytes].tobytes())
 
     def data_received(self, data: bytes) -> None:
         if self._pool.outbox.waiting:

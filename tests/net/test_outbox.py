@@ -115,6 +115,16 @@ async def test_a_long_piece_is_not_gathered_and_takes_along_what_stands_before_i
         assert not box.waiting
 
 
+async def test_many_short_pieces_are_not_gathered_without_end() -> None:
+    """A slow peer is noticed by its transport: what the loop reads in one turn can be megabytes."""
+    box = Outbox()
+    async with Pair() as one:
+        for _ in range(17):
+            box.write(one.transport, b"a" * 4096, alone=False)
+        assert one.arrived()
+        assert not box.waiting
+
+
 async def test_a_transport_that_closes_meanwhile_takes_nobody_elses_words_away() -> None:
     box = Outbox()
     async with Pair() as one, Pair() as other:

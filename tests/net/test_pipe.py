@@ -49,10 +49,10 @@ async def answered(first: bytes = HEAD) -> AsyncIterator[tuple[Connection, Upstr
     pool = Pool(idle_s=60)
     connection, transport = Connection(pool, Origin("h", 1)), Silent()
     connection.connection_made(transport)
-    asking = asyncio.ensure_future(connection.send("POST", "/x", lambda: [], b"{}", None))
-    await asyncio.sleep(0)
+    upstream = connection.send("POST", "/x", lambda: [], b"{}")
     connection.data_received(first)
-    yield connection, await soon(asking), transport
+    await soon(upstream.head(None))
+    yield connection, upstream, transport
     connection.connection_lost(None)
     await pool.close()
 
@@ -84,13 +84,17 @@ async def test_a_push_that_refuses_keeps_its_piece_and_the_rest_waits() -> None:
             connection.data_received(chunk_of(letter))
         assert got == [b"a"]
         assert await soon(task) is True
+        assert not transport.reading, "what cannot be passed on now must not pile up"
         assert await soon(upstream.read()) == b"bc"
+        more = asyncio.ensure_future(upstream.read())
+        await asyncio.sleep(0)
+        assert transport.reading, "somebody waits for more"
         while transport.reading:
             connection.data_received(chunk_of(b"x" * 10_000))
+        assert len(await soon(more)) == 70_000, "what was kept is bounded"
         task = piping(upstream, lambda piece: got.append(piece) is None)
         await asyncio.sleep(0)
         assert transport.reading
-        assert len(got[-1]) == 70_000, "what was kept is bounded"
         connection.data_received(END)
         assert await soon(task) is False
 

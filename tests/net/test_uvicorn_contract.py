@@ -30,6 +30,7 @@ OVERRIDDEN = {
     "on_headers_complete": (),
     "on_body": ("body",),
     "on_message_complete": (),
+    "connection_made": ("transport",),
     "connection_lost": ("exc",),
     "eof_received": (),
     "shutdown": (),
