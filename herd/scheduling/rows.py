@@ -25,6 +25,7 @@ from herd.scheduling.policy import Policy
 from herd.scheduling.standing import (
     Line,
     Standing,
+    after_claims,
     after_work,
     is_plain,
     line_of,
@@ -127,6 +128,7 @@ class Kept:
     """The rows of one `Needs`, and what is the same for every decision over them."""
 
     __slots__ = (
+        "_after",
         "_at_of",
         "_needs",
         "_nodes",
@@ -150,6 +152,7 @@ class Kept:
         self._at_of: dict[str, int] = {}
         self._nodes: object = None
         self._restless: list[int] = []
+        self._after: dict[int, tuple[Standing, float, Line]] = {}
         self._until_s = float("-inf")
         self.from_s = float("-inf")
         self.ids: tuple[str, ...] = ()
@@ -180,6 +183,22 @@ class Kept:
             if self._restless:
                 self._look_at_restless(snapshot, policy, now_s)
         self._nodes = snapshot.nodes
+
+    def line_after(self, at: int, where: Standing, claims: int, now_s: float) -> Line:
+        """That of row `at`, which stands as `where`, for somebody who comes after so many claims.
+
+        In a plan each request comes after one claim more than the one before it: the line after fewer is
+        kept for this instant, and the next one made from it.
+        """
+        of, at_s, line = self._after.get(at, (None, now_s, None))
+        if line is None or of is not where or at_s != now_s or line[-1].claims > claims:
+            line = line_of(after_claims(where, claims, now_s))
+        elif line[-1].claims != claims:
+            line = line_of(after_claims(line[-1], claims, now_s))
+        else:
+            return line
+        self._after[at] = (where, now_s, line)
+        return line
 
     def _look_at_changed(self, snapshot: FleetSnapshot, policy: Policy, now_s: float) -> None:
         nodes, worked, at_of = snapshot.nodes, snapshot.worked, self._at_of
@@ -240,6 +259,7 @@ class Kept:
         if places is not self._places:
             self._places, self.ids = places, tuple([node_id for node_id, _ in places])
             self._at_of = {node_id: at for at, node_id in enumerate(self.ids)}
+            self._after.clear()
         self._index()
         self.from_s = now_s
         self._sum_up()

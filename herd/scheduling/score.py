@@ -218,12 +218,15 @@ def _claimed(kept: Kept, needs: Needs, moment: Moment) -> list[Line]:
     wanted, waiting = needs.wanted_context_tokens, moment.snapshot.waiting
     for at in places:
         node, instance, where = kept.rows[at][:3]
-        if where is not None:
-            count = claims.get((node.node_id, instance.key), 0)
-            rest_s = drain_rest_s(node, instance, drains, moment.now_s)
-            if count or rest_s is not None:
-                args = (node, instance, wanted, waiting, moment.policy, moment.now_s)
-                lines[kept.line_at[at]] = line_of(standing(*args, count, rest_s))
+        if where is None:
+            continue
+        count = claims.get((node.node_id, instance.key), 0)
+        rest_s = drain_rest_s(node, instance, drains, moment.now_s) if drains else None
+        if rest_s is not None:
+            args = (node, instance, wanted, waiting, moment.policy, moment.now_s)
+            lines[kept.line_at[at]] = line_of(standing(*args, count, rest_s))
+        elif count:
+            lines[kept.line_at[at]] = kept.line_after(at, where, count, moment.now_s)
     return lines
 
 

@@ -102,6 +102,8 @@ class Standing(NamedTuple):
     """Nothing in it but the price changes by the clock alone."""
     calm: Calm | None
     """Set where nothing must be loaded, evicted or ended first: all that a card is made of."""
+    rests_s: tuple[float, ...] = ()
+    """Of one that is full after claims: how long its slots are taken still, ascending, when this was made."""
 
 
 def standing(
@@ -165,6 +167,7 @@ def standing(
         drained=drain_rest_s is not None,
         steady=instance.state != "loading" and not instance.settling_until_s and blocked == 0.0,
         calm=(1.0 / rates[0], rates[1], queue_p, queue_d, price, free, limit, late) if calm else None,
+        rests_s=_rests_s(ends, now_s) if claims else (),
     )
 
 
@@ -294,6 +297,38 @@ def after_work(
     )
 
 
+def after_claims(before: Standing, claims: int, now_s: float) -> Standing:
+    """`standing` for somebody who comes after `claims` others, from that after fewer, or none; no drain.
+
+    A test holds them equal. It is true at this instant only, and not kept.
+    """
+    node, instance, slots, own = before.node, before.instance, before.slots, before.own
+    hot, running = instance.state == "hot", 0 if before.needs_idle_self else own
+    full = hot and running + claims >= slots
+    ends, rests_s = before.endings, before.rests_s
+    if full and not rests_s:
+        if running and not ends:
+            ends = tuple(endings(instance, now_s))
+        rests_s = _rests_s(ends, now_s)
+    others = len([x for x in node.instances if x.running and x is not instance])
+    queue_p, queue_d = _queue(others, min(slots, own + claims + 1))
+    calm = before.calm
+    if calm is not None:
+        per_token_s, step_s, _, _, price, _, limit, late = calm
+        calm = None if full else (per_token_s, step_s, queue_p, queue_d, price, None, limit, late)
+    return before._replace(
+        claims=claims,
+        rounds=0 if hot else (own + claims) // slots,
+        queue_p=queue_p,
+        queue_d=queue_d,
+        full=full,
+        first_free=None,
+        endings=ends,
+        calm=calm,
+        rests_s=rests_s,
+    )
+
+
 def wait_for_slot_s(where: Standing, e: float, now_s: float) -> float:
     """Hot: until a slot is free after everybody who claimed before. 0 if one is free."""
     free = where.first_free
@@ -301,16 +336,27 @@ def wait_for_slot_s(where: Standing, e: float, now_s: float) -> float:
         return free.rest_s(now_s)
     if not where.full:
         return 0.0
-    rests = sorted(end.rest_s(now_s) for end in where.endings)
-    return _after_claims(rests, where.slots, where.claims, e)
+    rests_s = where.rests_s or _rests_s(where.endings, now_s)
+    return _after_claims(rests_s, where.slots, where.claims, e)
 
 
-def _after_claims(rests: list[float], slots: int, claims: int, e: float) -> float:
-    """Earliest free slot after `claims` requests of `e` seconds each took theirs. `rests` ascending."""
-    heap = rests[-slots:] if len(rests) > slots else [0.0] * (slots - len(rests)) + rests
+def _rests_s(ends: tuple[Ending, ...], now_s: float) -> tuple[float, ...]:
+    """`Ending.rest_s` of each, ascending; in longhand, since there are as many as slots."""
+    rests_s = [end_s - now_s if end_s - now_s > floor_s else floor_s for end_s, floor_s in ends]
+    rests_s.sort()
+    return tuple(rests_s)
+
+
+def _after_claims(rests_s: tuple[float, ...], slots: int, claims: int, e: float) -> float:
+    """Earliest free slot after `claims` requests of `e` seconds each took theirs. `rests_s` ascending."""
+    free_s = [*[0.0] * (slots - len(rests_s)), *rests_s[-slots:]]
+    rounds, place = divmod(claims, slots)
+    last = free_s[-1] if rounds else free_s[place]
+    if last <= free_s[0] + e:  # none takes a slot twice in a round: they are free in turn
+        return free_s[place] + rounds * e
     for _ in range(claims):
-        heapq.heapreplace(heap, heap[0] + e)
-    return heap[0]
+        heapq.heapreplace(free_s, free_s[0] + e)
+    return free_s[0]
 
 
 def parts_of(where: Standing, ask: Ask, cached: float, now_s: float) -> Parts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from itertools import pairwise
 from random import Random
 
@@ -13,7 +14,7 @@ from herd.fleet.snapshot import FleetSnapshot, NodeView, Running
 from herd.request import InferenceRequest
 from herd.scheduling import signals
 from herd.scheduling.eligibility import Needs, why_not
-from herd.scheduling.estimate import Ask, Ending, ask_of, first_free
+from herd.scheduling.estimate import Ask, Ending, ask_of, endings, first_free
 from herd.scheduling.plan import (
     NEW,
     Attempt,
@@ -31,7 +32,15 @@ from herd.scheduling.plan import (
 from herd.scheduling.policy import DEFAULT_POLICY
 from herd.scheduling.rows import make_row, next_row
 from herd.scheduling.score import NO_CLAIMS, Candidate, Moment, Ranking, cards, rank
-from herd.scheduling.standing import Cost, after_work, cost, parts_of
+from herd.scheduling.standing import (
+    Cost,
+    after_claims,
+    after_work,
+    cost,
+    parts_of,
+    standing,
+    wait_for_slot_s,
+)
 from tests.scheduling.build import NOW, RATES, ask, candidate_cost, fleet, instance, node, run
 from tests.scheduling.strategies import fleets, nodes, queues, requests, runnings, with_node, worked
 
@@ -253,6 +262,39 @@ def test_a_row_after_work_is_the_row_made_from_nothing(
         if row.plain and row.where is not None and not after.instances[place].settling_until_s:
             quick = after_work(row.where, after, after.instances[place], DEFAULT_POLICY, later_s)
             assert quick == (plain.where, plain.line)
+
+
+@FEW
+@given(nodes("a"), requests(), st.dictionaries(st.sampled_from(["m", "n"]), st.integers(0, 1)), st.data())
+def test_a_row_after_claims_is_the_row_made_from_nothing(
+    view: NodeView, request: InferenceRequest, waiting: dict[str, int], data: st.DataObject
+) -> None:
+    """Each from that after fewer, at any place of the queue."""
+    snapshot = fleet(view, waiting=waiting)
+    for name, place in [(name.canonical, at) for at, x in enumerate(view.instances) for name in x.names]:
+        held, needs = view.instances[place], Needs(name, request.needs, request.wanted_context_tokens)
+        where = make_row(view, held, needs, snapshot, DEFAULT_POLICY, NOW).where
+        if where is None:
+            continue
+        for claims in sorted(data.draw(st.sets(st.integers(1, 12), min_size=1, max_size=4))):
+            where = after_claims(where, claims, NOW)
+            args = (needs.wanted_context_tokens, waiting, DEFAULT_POLICY, NOW, claims)
+            assert where == standing(view, held, *args)
+
+
+@FEW
+@given(st.lists(runnings(), max_size=6), st.integers(1, 5), st.integers(0, 20), st.floats(0.01, 100.0))
+def test_the_wait_after_claims_is_that_of_a_heap_to_which_each_adds_its_time(
+    running: list[Running], slots: int, claims: int, each_s: float
+) -> None:
+    assume(len(running) + claims >= slots)
+    view = node("a", instance(slots=slots, running=tuple(running)))
+    where = standing(view, view.instances[0], None, {}, DEFAULT_POLICY, NOW, claims)
+    ends = sorted([end.rest_s(NOW) for end in endings(view.instances[0], NOW)])[-slots:]
+    heap = [0.0] * (slots - len(ends)) + ends
+    for _ in range(claims):
+        heapq.heapreplace(heap, heap[0] + each_s)
+    assert wait_for_slot_s(where, each_s, NOW) == pytest.approx(heap[0])
 
 
 @FEW
