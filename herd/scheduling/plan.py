@@ -6,7 +6,7 @@ Pure. The shell carries a Step out and comes back with the new facts; it decides
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from herd.fleet.held import NOTHING_HELD
 from herd.fleet.snapshot import FleetSnapshot, InstanceView, NodeView, Running
@@ -182,7 +182,7 @@ class _Queue:
         match step:
             case Attempt():
                 self.changes.append((request_id, step))
-                self._sent(entry, step)
+                self._sent(entry, model, step)
             case Wait():
                 claim = (step.node_id, step.instance_key)
                 self._left[model] += 1
@@ -215,26 +215,21 @@ class _Queue:
         needs = needs_of(request, _current_model(entry), entry.history, self._snapshot)
         if needs not in self._full:
             rows = self._table.look(needs, self._snapshot, self._policy, self._now_s).rows
-            standings = [row.where for row in rows if row.where is not None]
-            if any(_could_send(where) for where in standings):
-                return False
+            for row in rows:
+                if row.where is not None and _could_send(row.where):
+                    return False
             # Sending only ever takes slots, so what is full stays full for the rest of the plan.
-            self._full[needs] = frozenset((x.node.node_id, x.instance.key) for x in standings)
+            able = [row for row in rows if row.where is not None]
+            self._full[needs] = frozenset((row.node.node_id, row.instance.key) for row in able)
         return entry.claim in self._full[needs]
 
-    def _sent(self, entry: Waiting, attempt: Attempt) -> None:
-        self._drains = {k: drain for k, drain in self._drains.items() if drain.model != attempt.model}
-        running = Running(
-            request_id=entry.request.request_id,
-            model=attempt.model,
-            started_s=self._now_s,
-            first_record_s=None,
-            prefill_s=attempt.prefill_s,
-            out_tokens=attempt.out_tokens,
-        )
-        counts = Counter(self._snapshot.waiting)
-        counts[_current_model(entry)] -= 1
-        self._snapshot = _with_attempt(self._snapshot, attempt, running)._replace(waiting=dict(counts))
+    def _sent(self, entry: Waiting, model: str, attempt: Attempt) -> None:
+        if self._drains:
+            self._drains = {k: drain for k, drain in self._drains.items() if drain.model != attempt.model}
+        request_id, snapshot = entry.request.request_id, self._snapshot
+        running = Running(request_id, attempt.model, self._now_s, None, attempt.prefill_s, attempt.out_tokens)
+        waiting = {**snapshot.waiting, model: snapshot.waiting[model] - 1}
+        self._snapshot = _with_attempt(snapshot, attempt, running, waiting)
 
     def _starving_among(self, waiting: Sequence[Waiting]) -> set[str]:
         """The oldest request of each model that had none sent for `drain_after_s`."""
@@ -294,14 +289,20 @@ def _still_needed(drains: DrainState, snapshot: FleetSnapshot, waited_for: set[s
     }
 
 
-def _with_attempt(snapshot: FleetSnapshot, attempt: Attempt, running: Running) -> FleetSnapshot:
-    """The fleet as it is once the attempt has started."""
-    node = snapshot.nodes[attempt.node_id]
+def _with_attempt(
+    snapshot: FleetSnapshot, attempt: Attempt, running: Running, waiting: Mapping[str, int]
+) -> FleetSnapshot:
+    """The fleet as it is once the attempt has started, and who waits then."""
+    before, node_id = snapshot.nodes, attempt.node_id
+    node = before[node_id]
     instances = tuple([_after_start(x, attempt, running) for x in node.instances])
-    node = node._replace(instances=instances, last_chosen_s=running.started_s)
+    nodes = {**before, node_id: node._replace(instances=instances, last_chosen_s=running.started_s)}
+    only_work = [x.state for x in instances] == [x.state for x in node.instances]
     return snapshot._replace(
-        nodes={**snapshot.nodes, node.node_id: node},
+        nodes=nodes,
+        waiting=waiting,
         last_sent_s={**snapshot.last_sent_s, attempt.model: running.started_s},
+        worked=(before, nodes, (node_id,)) if only_work else None,
     )
 
 

@@ -12,6 +12,7 @@ from herd.scheduling.plan import (
     Attempt,
     Blocked,
     Claims,
+    CostTable,
     Drain,
     DrainState,
     History,
@@ -305,6 +306,18 @@ def test_what_a_load_pushes_out_is_not_hot_any_more_for_the_rest_of_the_plan() -
     )
     assert kinds(steps) == {"1": "Attempt", "2": "Wait"}
     assert steps["1"].evicts == ("x",)  # type: ignore[union-attr]
+
+
+def test_what_a_load_pushes_out_is_not_hot_any_more_though_its_row_was_kept() -> None:
+    """x on b takes 14.5 s: longer than on a beside m (12.1 s), not than on a after two loads (22.1 s)."""
+    a = node("a", instance(state="cold"), instance("x"), max_loaded=1)
+    b = node("b", instance("x", running=1, rates=RATES._replace(step_s=0.043)))
+    snapshot, table = fleet(a, b), CostTable()
+    assert isinstance(next_step(ask("x"), snapshot, NEW, DEFAULT_POLICY, NOW, table=table), Attempt)
+    waiting = waits("1", "m", deadline_s=NOW + 1, waited_s=11.0), waits("2", "x", deadline_s=NOW + 2)
+    steps = dict(plan_queue(waiting, snapshot, DEFAULT_POLICY, NOW, table=table)[0])
+    assert kinds(steps) == {"1": "Attempt", "2": "Wait"}
+    assert steps["2"].node_id == "b"  # type: ignore[union-attr]
 
 
 # -- drain ---------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from itertools import pairwise
 from random import Random
 
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from herd.fleet.held import NOTHING_HELD
 from herd.fleet.snapshot import FleetSnapshot, NodeView, Running
 from herd.request import InferenceRequest
 from herd.scheduling import signals
@@ -47,6 +49,7 @@ from tests.scheduling.strategies import fleets, nodes, queues, requests, running
 pytestmark = pytest.mark.slow
 
 FEW = settings(max_examples=60)
+MANY = settings(max_examples=200)
 
 times = st.floats(0.0, 1e4)
 
@@ -507,6 +510,86 @@ def test_a_plan_does_not_depend_on_the_order_of_its_input(
     shuffled = list(waiting)
     chance.shuffle(shuffled)
     assert planned(waiting, snapshot) == planned(shuffled, snapshot)
+
+
+def plain_plan(waiting: list[Waiting], snapshot: FleetSnapshot) -> list[tuple[str, Step]]:
+    """docs/scheduling.md §3, "everybody who waits", by the letter: each decided from nothing. No drains."""
+    snapshot = snapshot._replace(waiting=Counter(entry.request.chain[0] for entry in waiting))
+    by_age = sorted(waiting, key=lambda x: x.arrival_s)
+    oldest = {x.request.chain[0]: x for x in reversed(by_age)}
+    claims: Counter[tuple[str, str]] = Counter()
+    changes: list[tuple[str, Step]] = []
+    for entry in sorted(waiting, key=lambda x: (x.deadline_s, x.arrival_s, x.request.request_id)):
+        may_wait_s = DEFAULT_POLICY.wait_timeout_s
+        if oldest[entry.request.chain[0]] is entry:
+            may_wait_s = (
+                DEFAULT_POLICY.drain_after_s
+            )  # the oldest is decided anew, since it may start a drain
+        if entry.claim is not None and entry.history.waited_s < may_wait_s and is_skipped(entry, snapshot):
+            claims[entry.claim] += 1
+            continue
+        step = next_step(entry.request, snapshot, entry.history, DEFAULT_POLICY, NOW, Claims(claims))
+        same = entry.held and isinstance(step, Hold)
+        if isinstance(step, Wait):
+            claims[step.node_id, step.instance_key] += 1
+            same = not entry.held and entry.claim == (step.node_id, step.instance_key)
+        if isinstance(step, Attempt):
+            snapshot = started(snapshot, step, entry.request.chain[0])
+        if not same:
+            changes.append((entry.request.request_id, step))
+    return changes
+
+
+def is_skipped(entry: Waiting, snapshot: FleetSnapshot) -> bool:
+    """No node can be sent its model, and the one that it claimed still could be, once it is free."""
+    request, model = entry.request, entry.request.chain[0]
+    able = []
+    needs = Needs(model, request.needs, request.wanted_context_tokens)
+    for view, held in snapshot.holders.get(model, ()):
+        if why_not(view, held, needs, DEFAULT_POLICY, NOW) is not None:
+            continue
+        where = standing(view, held, needs.wanted_context_tokens, {}, DEFAULT_POLICY, NOW)
+        able.append((view.node_id, held.key))
+        is_free = where.own < (where.slots if held.state == "hot" else 1)
+        if is_free and (held.state == "hot" or not (where.node_loads_other or where.victims.busy)):
+            return False
+    return entry.claim in able
+
+
+def started(snapshot: FleetSnapshot, step: Attempt, waited_for: str) -> FleetSnapshot:
+    view = snapshot.nodes[step.node_id]
+    running = Running("r", step.model, NOW, None, step.prefill_s, step.out_tokens)
+    after = []
+    for held in view.instances:
+        if held.key in step.evicts:
+            after.append(held._replace(state="warm", held=NOTHING_HELD))
+        elif held.key != step.instance_key:
+            after.append(held)
+        elif held.state in ("hot", "loading"):
+            after.append(held._replace(running=(*held.running, running)))
+        else:
+            loads = {"state": "loading", "loading_since_s": NOW, "loading_expected_s": step.cost.load}
+            after.append(held._replace(running=(running,), **loads))
+    snapshot = with_node(snapshot, view._replace(instances=tuple(after), last_chosen_s=NOW))
+    return snapshot._replace(waiting={**snapshot.waiting, waited_for: snapshot.waiting[waited_for] - 1})
+
+
+@MANY
+@given(fleets(4), st.lists(queues(), min_size=1, max_size=3), st.data())
+def test_a_plan_is_the_same_with_kept_rows_as_with_everybody_decided_from_nothing(
+    snapshot: FleetSnapshot, asked: list[list[Waiting]], data: st.DataObject
+) -> None:
+    """One table for all plans; between them work comes and goes, and a node changes in other ways."""
+    table = CostTable()
+    places = [(view.node_id, held.key) for view in snapshot.nodes.values() for held in view.instances]
+    for drawn in asked:
+        claims = st.sampled_from([None, ("gone", "m"), *places, *places])
+        waiting = [entry._replace(claim=data.draw(claims)) for entry in drawn]
+        waiting = [entry._replace(held=entry.claim is None and data.draw(st.booleans())) for entry in waiting]
+        steps, _ = plan_queue(waiting, snapshot, DEFAULT_POLICY, NOW, table=table)
+        assert steps == plain_plan(waiting, snapshot)
+        for node_id in data.draw(st.sets(st.sampled_from(sorted(snapshot.nodes)))):
+            snapshot = with_node(snapshot, data.draw(worked(snapshot.nodes[node_id])))
 
 
 def full(snapshot: FleetSnapshot) -> FleetSnapshot:
