@@ -11,7 +11,7 @@ from itertools import accumulate
 from math import exp
 from typing import NamedTuple
 
-from herd.fleet.snapshot import FleetSnapshot, InstanceView, NodeView, Rates, Running
+from herd.fleet.snapshot import FleetSnapshot, InstanceView, NodeView, Rates
 from herd.request import InferenceRequest, PrefixMark
 from herd.scheduling.context import (
     freed_bytes,
@@ -40,15 +40,6 @@ class Ending(NamedTuple):
 
     def rest_s(self, now_s: float) -> float:
         return max(self.end_s - now_s, self.floor_s)
-
-
-def ending(running: Running, rates: Rates) -> Ending:
-    """Residual of a running request, as an instant: docs/scheduling.md §1, last two lines of `wait`."""
-    decode_s = running.out_tokens * rates.step_s
-    if running.first_record_s is None:
-        p = running.prefill_s
-        return Ending(running.started_s + p + decode_s, PREFILL_REST * p + decode_s)
-    return Ending(running.first_record_s + decode_s, DECODE_REST * decode_s)
 
 
 class FirstFree(NamedTuple):
@@ -80,9 +71,19 @@ def first_free(ends: Sequence[Ending]) -> FirstFree:
 
 
 def endings(instance: InstanceView, now_s: float) -> list[Ending]:
-    """One for each slot that is taken: requests that run, and cancelled ones that still occupy it."""
-    ends = [ending(running, instance.rates) for running in instance.running]
-    ends.extend(Ending(until_s, 0.0) for until_s in instance.settling_until_s if until_s > now_s)
+    """One for each slot that is taken: requests that run, and cancelled ones that still occupy it.
+
+    The residuals of docs/scheduling.md §1, last two lines of `wait`, as instants.
+    """
+    step_s, ends = instance.rates.step_s, []
+    for _, _, started_s, first_s, p, out_tokens in instance.running:
+        d = out_tokens * step_s
+        if first_s is None:
+            ends.append(Ending(started_s + p + d, PREFILL_REST * p + d))
+        else:
+            ends.append(Ending(first_s + d, DECODE_REST * d))
+    if instance.settling_until_s:
+        ends.extend([Ending(until_s, 0.0) for until_s in instance.settling_until_s if until_s > now_s])
     return ends
 
 

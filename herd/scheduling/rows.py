@@ -152,7 +152,7 @@ class Kept:
         self._at_of: dict[str, int] = {}
         self._nodes: object = None
         self._restless: list[int] = []
-        self._after: dict[int, tuple[Standing, float, Line]] = {}
+        self._after: dict[int, tuple[Line, float, Line]] = {}
         self._until_s = float("-inf")
         self.from_s = float("-inf")
         self.ids: tuple[str, ...] = ()
@@ -184,21 +184,19 @@ class Kept:
                 self._look_at_restless(snapshot, policy, now_s)
         self._nodes = snapshot.nodes
 
-    def line_after(self, at: int, where: Standing, claims: int, now_s: float) -> Line:
-        """That of row `at`, which stands as `where`, for somebody who comes after so many claims.
+    def line_after(self, at: int, line: Line, claims: int, now_s: float) -> Line:
+        """That of row `at`, whose own is `line`, for somebody who comes after so many claims.
 
         In a plan each request comes after one claim more than the one before it: the line after fewer is
         kept for this instant, and the next one made from it.
         """
-        of, at_s, line = self._after.get(at, (None, now_s, None))
-        if line is None or of is not where or at_s != now_s or line[-1].claims > claims:
-            line = line_of(after_claims(where, claims, now_s))
-        elif line[-1].claims != claims:
-            line = line_of(after_claims(line[-1], claims, now_s))
-        else:
-            return line
-        self._after[at] = (where, now_s, line)
-        return line
+        of, at_s, after = self._after.get(at, (None, now_s, line))
+        if of is not line or at_s != now_s or after[-1].claims > claims:
+            after = line
+        if after[-1].claims != claims:
+            after = after_claims(after, claims, now_s)
+            self._after[at] = (line, now_s, after)
+        return after
 
     def _look_at_changed(self, snapshot: FleetSnapshot, policy: Policy, now_s: float) -> None:
         nodes, worked, at_of = snapshot.nodes, snapshot.worked, self._at_of

@@ -210,23 +210,19 @@ def _beyond_limit_s(where: Standing, ask: Ask, cached: float, now_s: float) -> f
 
 def _claimed(kept: Kept, needs: Needs, moment: Moment) -> list[Line]:
     """How they stand for somebody who comes after those who wait."""
-    claims, drains = moment.claims
-    lines, at_key = kept.lines.copy(), kept.places_by_key
-    places = {at for claim in claims if (at := at_key.get(claim)) is not None}
-    if drains:
-        places.update([at for (node_id, _), at in at_key.items() if node_id in drains])
+    (claims, drains), now_s = moment.claims, moment.now_s
+    lines, line_at, at_key = kept.lines.copy(), kept.line_at, kept.places_by_key
+    for claim, count in claims.items():
+        at = at_key.get(claim)
+        if at is not None and (line := kept.rows[at].line) is not None:
+            lines[line_at[at]] = kept.line_after(at, line, count, now_s)
     wanted, waiting = needs.wanted_context_tokens, moment.snapshot.waiting
-    for at in places:
+    for key, at in at_key.items() if drains else ():
         node, instance, where = kept.rows[at][:3]
-        if where is None:
-            continue
-        count = claims.get((node.node_id, instance.key), 0)
-        rest_s = drain_rest_s(node, instance, drains, moment.now_s) if drains else None
-        if rest_s is not None:
-            args = (node, instance, wanted, waiting, moment.policy, moment.now_s)
-            lines[kept.line_at[at]] = line_of(standing(*args, count, rest_s))
-        elif count:
-            lines[kept.line_at[at]] = kept.line_after(at, where, count, moment.now_s)
+        rest_s = drain_rest_s(node, instance, drains, now_s)
+        if where is not None and rest_s is not None:
+            args = (node, instance, wanted, waiting, moment.policy, now_s)
+            lines[line_at[at]] = line_of(standing(*args, claims.get(key, 0), rest_s))
     return lines
 
 

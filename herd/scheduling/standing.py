@@ -297,26 +297,27 @@ def after_work(
     )
 
 
-def after_claims(before: Standing, claims: int, now_s: float) -> Standing:
-    """`standing` for somebody who comes after `claims` others, from that after fewer, or none; no drain.
+def after_claims(line: Line, claims: int, now_s: float) -> Line:
+    """The line of somebody who comes after `claims` others, from that after fewer, or none. No drain.
 
     A test holds them equal. It is true at this instant only, and not kept.
     """
+    before = line[-1]
+    if before.claims and before.full:  # as full as before: only later in the queue
+        return *line[:-1], before._replace(claims=claims)
     node, instance, slots, own = before.node, before.instance, before.slots, before.own
     hot, running = instance.state == "hot", 0 if before.needs_idle_self else own
     full = hot and running + claims >= slots
-    ends, rests_s = before.endings, before.rests_s
-    if full and not rests_s:
-        if running and not ends:
-            ends = tuple(endings(instance, now_s))
-        rests_s = _rests_s(ends, now_s)
+    ends = before.endings
+    if full and running and not ends:
+        ends = tuple(endings(instance, now_s))
     others = len([x for x in node.instances if x.running and x is not instance])
     queue_p, queue_d = _queue(others, min(slots, own + claims + 1))
     calm = before.calm
     if calm is not None:
         per_token_s, step_s, _, _, price, _, limit, late = calm
         calm = None if full else (per_token_s, step_s, queue_p, queue_d, price, None, limit, late)
-    return before._replace(
+    where = before._replace(
         claims=claims,
         rounds=0 if hot else (own + claims) // slots,
         queue_p=queue_p,
@@ -325,8 +326,9 @@ def after_claims(before: Standing, claims: int, now_s: float) -> Standing:
         first_free=None,
         endings=ends,
         calm=calm,
-        rests_s=rests_s,
+        rests_s=_rests_s(ends, now_s),
     )
+    return line_of(where)
 
 
 def wait_for_slot_s(where: Standing, e: float, now_s: float) -> float:

@@ -39,6 +39,7 @@ from herd.scheduling.standing import (
     after_claims,
     after_work,
     cost,
+    line_of,
     parts_of,
     standing,
     wait_for_slot_s,
@@ -276,13 +277,13 @@ def test_a_row_after_claims_is_the_row_made_from_nothing(
     snapshot = fleet(view, waiting=waiting)
     for name, place in [(name.canonical, at) for at, x in enumerate(view.instances) for name in x.names]:
         held, needs = view.instances[place], Needs(name, request.needs, request.wanted_context_tokens)
-        where = make_row(view, held, needs, snapshot, DEFAULT_POLICY, NOW).where
-        if where is None:
+        line = make_row(view, held, needs, snapshot, DEFAULT_POLICY, NOW).line
+        if line is None:
             continue
         for claims in sorted(data.draw(st.sets(st.integers(1, 12), min_size=1, max_size=4))):
-            where = after_claims(where, claims, NOW)
+            line = after_claims(line, claims, NOW)
             args = (needs.wanted_context_tokens, waiting, DEFAULT_POLICY, NOW, claims)
-            assert where == standing(view, held, *args)
+            assert line == line_of(standing(view, held, *args))
 
 
 @FEW
