@@ -230,6 +230,12 @@ def prefill_decode_s(rates: Rates, ask: Ask, cached: float) -> tuple[float, floa
     return PREFILL_OVERHEAD_S + uncached / rates.prefill_tokens_per_s, ask.out_tokens * rates.step_s
 
 
-def service_s(ask: Ask, instances: Iterable[tuple[InstanceView, float]]) -> float | None:
+def service_s(ask: Ask, instances: Iterable[InstanceView]) -> float | None:
     """E_best: the least p + d, each with its cached tokens; None when there is nobody."""
-    return min((sum(prefill_decode_s(x.rates, ask, cached)) for x, cached in instances), default=None)
+    best_s = None
+    for x in sorted(instances, key=lambda x: x.rates.step_s):
+        if best_s is not None and PREFILL_OVERHEAD_S + ask.out_tokens * x.rates.step_s >= best_s:
+            break  # not even if all of the prompt lay there, nor on any slower one
+        e_s = sum(prefill_decode_s(x.rates, ask, cached_prefix_tokens(ask.prefixes, x)))
+        best_s = e_s if best_s is None else min(best_s, e_s)
+    return best_s

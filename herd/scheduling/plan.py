@@ -14,7 +14,7 @@ from herd.request import InferenceRequest
 from herd.scheduling.bounds import may_be_replaced, needs_of
 from herd.scheduling.decide import Decision, decide
 from herd.scheduling.eligibility import Needs
-from herd.scheduling.estimate import ask_of, cached_prefix_tokens, service_s
+from herd.scheduling.estimate import ask_of, service_s
 from herd.scheduling.policy import Policy
 from herd.scheduling.rows import CostTable
 from herd.scheduling.score import (
@@ -94,9 +94,7 @@ def virtual_deadline(
         needs = needs_of(request, model, NEW, snapshot)
         rows = table.look(needs, snapshot, policy, now_s).rows
         able = [row for row in rows if row.where is not None] or rows
-        e_best_s = service_s(
-            ask, [(row.instance, cached_prefix_tokens(ask.prefixes, row.instance)) for row in able]
-        )
+        e_best_s = service_s(ask, [row.instance for row in able])
         if e_best_s is not None:
             return now_s + policy.order * e_best_s
     return now_s + policy.order * policy.unknown_service_s
