@@ -108,10 +108,12 @@ class _Pending:
     def account(self, now_s: float) -> None:
         """Book the time since the last plan to what the request did meanwhile."""
         passed_s, self.last_s = now_s - self.last_s, now_s
+        tried, attempts, model_index, waited_s, held_s, prompts = self.history
         if self.held:
-            self.history = self.history._replace(held_s=self.history.held_s + passed_s)
+            held_s += passed_s
         else:
-            self.history = self.history._replace(waited_s=self.history.waited_s + passed_s)
+            waited_s += passed_s
+        self.history = History(tried, attempts, model_index, waited_s, held_s, prompts)
 
     def as_waiting(self) -> plan.Waiting:
         return plan.Waiting(

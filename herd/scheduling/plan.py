@@ -124,6 +124,18 @@ def _current_model(entry: Waiting) -> str:
     return entry.request.chain[min(entry.history.model_index, len(entry.request.chain) - 1)]
 
 
+def _by_model(waiting: Sequence[Waiting]) -> tuple[dict[str, int], dict[str, Waiting]]:
+    """How many wait for each model, and who of them came first."""
+    counts: dict[str, int] = {}
+    oldest: dict[str, Waiting] = {}
+    for entry in waiting:
+        model = _current_model(entry)
+        counts[model] = counts.get(model, 0) + 1
+        if model not in oldest or entry.arrival_s < oldest[model].arrival_s:
+            oldest[model] = entry
+    return counts, oldest
+
+
 class _Queue:
     """One plan in the making: the fleet as it will be after the steps found so far."""
 
@@ -137,17 +149,16 @@ class _Queue:
         table: CostTable,
     ) -> None:
         self.changes: list[tuple[str, Step]] = []
-        counts = Counter(_current_model(entry) for entry in waiting)
-        self._snapshot = snapshot._replace(waiting=dict(counts))
+        counts, oldest = _by_model(waiting)
+        self._snapshot = snapshot._replace(waiting=counts)
         self._policy = policy
         self._now_s = now_s
         self._table = table
         self._claimed: dict[tuple[str, str], int] = {}
         self._left: Counter[str] = Counter()
         self._full: dict[Needs, frozenset[tuple[str, str]]] = {}
-        self._models = {model for entry in waiting for model in entry.request.chain}
-        self._drains = _still_needed(drains, self._snapshot, self._models)
-        self._starving = self._starving_among(waiting)
+        self._drains = _still_needed(drains, self._snapshot, waiting) if drains else drains
+        self._starving = self._starving_among(oldest)
         self._stuck: dict[str, Candidate] = {}
 
     def visit(self, entry: Waiting) -> None:
@@ -229,13 +240,8 @@ class _Queue:
         waiting = {**snapshot.waiting, model: snapshot.waiting[model] - 1}
         self._snapshot = _with_attempt(snapshot, attempt, running, waiting)
 
-    def _starving_among(self, waiting: Sequence[Waiting]) -> set[str]:
+    def _starving_among(self, oldest: Mapping[str, Waiting]) -> set[str]:
         """The oldest request of each model that had none sent for `drain_after_s`."""
-        oldest: dict[str, Waiting] = {}
-        for entry in waiting:
-            model = _current_model(entry)
-            if model not in oldest or entry.arrival_s < oldest[model].arrival_s:
-                oldest[model] = entry
         before_s = self._now_s - self._policy.drain_after_s
         return {
             entry.request.request_id
@@ -275,8 +281,9 @@ def _is_over_without_room(drain: Drain, node: NodeView) -> bool:
     return not any(x.running for x in node.instances if x.key in drain.keys)
 
 
-def _still_needed(drains: DrainState, snapshot: FleetSnapshot, waited_for: set[str]) -> DrainState:
+def _still_needed(drains: DrainState, snapshot: FleetSnapshot, waiting: Sequence[Waiting]) -> DrainState:
     """A drain ends when its model was sent anywhere, when nobody waits for it, or with its node."""
+    waited_for = {model for entry in waiting for model in entry.request.chain}
     return {
         node_id: drain
         for node_id, drain in drains.items()
