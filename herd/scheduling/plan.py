@@ -26,6 +26,8 @@ from herd.scheduling.score import (
     Drain,
     DrainState,
     Moment,
+    blocked,
+    rank,
 )
 from herd.scheduling.standing import Standing
 from herd.scheduling.steps import (
@@ -61,6 +63,9 @@ __all__ = [
     "plan_queue",
     "virtual_deadline",
 ]
+
+
+_NOBODY: frozenset[tuple[str, str]] = frozenset()
 
 
 def next_step(
@@ -159,22 +164,23 @@ class _Queue:
         self._full: dict[Needs, frozenset[tuple[str, str]]] = {}
         self._drains = _still_needed(drains, self._snapshot, waiting) if drains else drains
         self._starving = self._starving_among(oldest)
+        self._moment = self._moment_now()
         self._stuck: dict[str, Candidate] = {}
 
     def visit(self, entry: Waiting) -> None:
         """The next request in order of deadlines.
 
-        1 past the window, or 2 nothing to send to: it stays as it is; 3 else it is decided anew.
+        1 past the window, or 2 nothing would change: it stays as it is; 3 else it is decided anew.
         """
         model = _current_model(entry)
         if not self._must_decide(entry):
             if self._left[model] >= self._policy.window:  # 1
                 return
-            if entry.claim is not None and self._is_full(entry):  # 2
+            if entry.claim is not None and self._stays(entry, model, entry.claim):  # 2
                 self._left[model] += 1
                 self._claim(entry.claim)
                 return
-        decision = decide(entry.request, entry.history, self._moment())  # 3
+        decision = decide(entry.request, entry.history, self._moment)  # 3
         self._follow(entry, model, decision)
 
     def _must_decide(self, entry: Waiting) -> bool:
@@ -207,30 +213,50 @@ class _Queue:
             case Reject() | Pull():
                 self.changes.append((request_id, step))
 
-    def _moment(self) -> Moment:
+    def _moment_now(self) -> Moment:
+        """It holds until something is sent: claims that are added are seen in it."""
         claims = Claims(self._claimed, self._drains)
         return Moment(self._snapshot, self._policy, self._now_s, claims, self._table)
 
     def _claim(self, claim: tuple[str, str]) -> None:
         self._claimed[claim] = self._claimed.get(claim, 0) + 1
 
-    def _is_full(self, entry: Waiting) -> bool:
-        """No holder of its model can be sent to, no other may serve it, and the claimed one still could."""
-        request = entry.request
-        if entry.claim is None or entry.claim[0] in entry.history.tried:
+    def _stays(self, entry: Waiting, model: str, claim: tuple[str, str]) -> bool:
+        """Whether it waits on for the same, which costs less to find out than a decision.
+
+        1 no holder of its model can be sent to, and the claimed one still could be; 2 the claimed one is
+        free, so that it may be sent; 3 the claimed one is still the best, and still not to be sent to.
+        """
+        request, history, policy = entry.request, entry.history, self._policy
+        if may_be_replaced(request, policy) or history.attempts >= policy.max_attempts:
             return False
-        if may_be_replaced(request, self._policy):
+        needs = needs_of(request, model, history, self._snapshot)
+        if claim[0] not in history.tried and claim in self._full_of(needs):  # 1
+            return True
+        kept = self._table.look(needs, self._snapshot, policy, self._now_s)
+        at = kept.places_by_key.get(claim)
+        where = None if at is None else kept.rows[at].where
+        if where is None or (claim not in self._claimed and _could_send(where)):  # 2
             return False
-        needs = needs_of(request, _current_model(entry), entry.history, self._snapshot)
-        if needs not in self._full:
-            rows = self._table.look(needs, self._snapshot, self._policy, self._now_s).rows
-            for row in rows:
-                if row.where is not None and _could_send(row.where):
-                    return False
-            # Sending only ever takes slots, so what is full stays full for the rest of the plan.
-            able = [row for row in rows if row.where is not None]
-            self._full[needs] = frozenset((row.node.node_id, row.instance.key) for row in able)
-        return entry.claim in self._full[needs]
+        ask = ask_of(request, model, self._snapshot, policy)
+        ranking = rank(needs, ask, history.tried, self._moment)  # 3
+        if not ranking.found or ranking.found[0][2:4] != claim:
+            return False
+        return blocked(ranking.where, self._snapshot, policy, history.waited_s) is not None
+
+    def _full_of(self, needs: Needs) -> frozenset[tuple[str, str]]:
+        """Those that could serve it if none of them can be sent to; else nobody."""
+        known = self._full.get(needs)
+        if known is not None:
+            return known
+        rows = self._table.look(needs, self._snapshot, self._policy, self._now_s).rows
+        for row in rows:
+            if row.where is not None and _could_send(row.where):
+                return _NOBODY
+        able = [row for row in rows if row.where is not None]
+        # Sending only ever takes slots, so what is full stays full for the rest of the plan.
+        full = self._full[needs] = frozenset((row.node.node_id, row.instance.key) for row in able)
+        return full
 
     def _sent(self, entry: Waiting, model: str, attempt: Attempt) -> None:
         if self._drains:
@@ -239,6 +265,7 @@ class _Queue:
         running = Running(request_id, attempt.model, self._now_s, None, attempt.prefill_s, attempt.out_tokens)
         waiting = {**snapshot.waiting, model: snapshot.waiting[model] - 1}
         self._snapshot = _with_attempt(snapshot, attempt, running, waiting)
+        self._moment = self._moment_now()
 
     def _starving_among(self, oldest: Mapping[str, Waiting]) -> set[str]:
         """The oldest request of each model that had none sent for `drain_after_s`."""
