@@ -75,13 +75,14 @@ def endings(instance: InstanceView, now_s: float) -> list[Ending]:
 
     The residuals of docs/scheduling.md §1, last two lines of `wait`, as instants.
     """
+    new = tuple.__new__  # half of what the class's own constructor takes, and there are as many as slots
     step_s, ends = instance.rates.step_s, []
     for _, _, started_s, first_s, p, out_tokens in instance.running:
         d = out_tokens * step_s
         if first_s is None:
-            ends.append(Ending(started_s + p + d, PREFILL_REST * p + d))
+            ends.append(new(Ending, (started_s + p + d, PREFILL_REST * p + d)))
         else:
-            ends.append(Ending(first_s + d, DECODE_REST * d))
+            ends.append(new(Ending, (first_s + d, DECODE_REST * d)))
     if instance.settling_until_s:
         ends.extend([Ending(until_s, 0.0) for until_s in instance.settling_until_s if until_s > now_s])
     return ends
