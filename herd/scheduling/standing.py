@@ -300,7 +300,7 @@ def after_work(
 def after_claims(line: Line, claims: int, now_s: float) -> Line:
     """The line of somebody who comes after `claims` others, from that after fewer, or none. No drain.
 
-    A test holds them equal. It is true at this instant only, and not kept.
+    A test holds them equal. The price is that of the row; the rest is true at this instant only.
     """
     before = line[-1]
     if before.claims and before.full:  # as full as before: only later in the queue
