@@ -514,7 +514,7 @@ def test_a_plan_does_not_depend_on_the_order_of_its_input(
 
 
 def plain_plan(waiting: list[Waiting], snapshot: FleetSnapshot) -> list[tuple[str, Step]]:
-    """docs/scheduling.md §3, "Everybody who waits", by the letter: each decided from nothing. No drains."""
+    """docs/scheduling.md §3 by the letter: each who waits is decided from nothing. No drains."""
     snapshot = snapshot._replace(waiting=Counter(entry.request.chain[0] for entry in waiting))
     by_age = sorted(waiting, key=lambda x: x.arrival_s)
     oldest = {x.request.chain[0]: x for x in reversed(by_age)}
