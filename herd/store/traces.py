@@ -62,7 +62,7 @@ _PLAIN_COUNT: Final = Trace._fields.index("fallback_used")
 _ORDER: Final = (*Trace._fields[:_PLAIN_COUNT], "fallback_used", *JSON_COLUMNS)
 _when: Final = itemgetter(_ORDER.index("timestamp"), _ORDER.index("attempt"))
 #: Rows a statement: few sizes, so that each is prepared once and kept; more would only cost memory.
-_STATEMENT_ROWS: Final = (64, 8, 1)
+_STATEMENT_ROWS: Final = (64, 16, 4, 1)
 #: SQLite stores NaN as NULL. Binding None costs six times as much: sqlite3 looks for an adapter first.
 _NULL: Final = float("nan")
 

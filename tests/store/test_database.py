@@ -63,6 +63,8 @@ async def test_the_pragmas_are_those_of_the_durability_page(db: Database) -> Non
     }
     assert await db.write(lambda conn: pragma(conn, "synchronous")) == 1  # NORMAL
     assert await db.write(lambda conn: pragma(conn, "temp_store")) == 2  # MEMORY
+    assert await db.write(lambda conn: pragma(conn, "ignore_check_constraints")) == 1  # of the writer alone
+    assert await db.read(lambda conn: pragma(conn, "ignore_check_constraints")) == 0
     assert db.notice is None
 
 

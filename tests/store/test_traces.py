@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import sqlite3
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from herd.store.database import Database, migrate, migrations
 from herd.store.nodes import load_models, save_models
@@ -21,7 +25,7 @@ from herd.store.traces import (
     mark_interrupted,
     prune,
 )
-from herd.trace import SIGNALS, Exclusion, ScoreCard, Trace
+from herd.trace import SIGNALS, Exclusion, ScoreCard, Status, Trace
 from tests.samples import WALL_S, as_row, started, trace, write_batch
 
 LAST = (
@@ -113,6 +117,44 @@ def test_a_batch_of_any_size_is_written_whole_and_in_order(conn: sqlite3.Connect
     assert rows[ids[7]] == as_row(trace(ids[7], timestamp=WALL_S + 1))
 
 
+WORDS = st.sampled_from([None, "x", "日本", ""])
+TRACES = st.builds(
+    lambda **fields: trace(**fields),
+    status=st.sampled_from(get_args(Status)),
+    model=st.sampled_from(["a", "b"]),
+    node_id=WORDS,
+    client_request_id=WORDS,
+    user=WORDS,
+    error_message=WORDS,
+    finish_reason=WORDS,
+    agent_version=WORDS,
+    retry_count=st.integers(0, 2),
+    fallback_used=st.booleans(),
+    latency_ms=st.none() | st.floats(0, 1e6),
+    cached_tokens=st.none() | st.integers(0, 9),
+    excluded=st.sampled_from([(), (Exclusion("laptop", "offline"),)]),
+    tags=st.sampled_from([(), ("home",)]),
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(TRACES, max_size=90))
+def test_every_row_of_a_batch_reads_as_it_was_put(made: list[Trace]) -> None:
+    made = [one._replace(request_id=f"{i:024x}") for i, one in enumerate(made)]
+    with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as conn:
+        migrate(conn, migrations())
+        write_batch(conn, made)
+        read = {row["request_id"]: row for row in list_traces(conn, 1_000, None)}
+    assert read == {one.request_id: as_row(one) for one in made}
+
+
+def test_the_table_takes_the_words_for_a_status_and_no_other(conn: sqlite3.Connection) -> None:
+    write_batch(conn, [trace(f"{i:024x}", status=word) for i, word in enumerate(get_args(Status))])
+    assert {row["status"] for row in list_traces(conn, 10, None)} == set(get_args(Status))
+    with pytest.raises(sqlite3.IntegrityError, match="CHECK"):
+        write_batch(conn, [trace(status="lost")])
+
+
 def test_an_end_takes_the_place_of_its_start(conn: sqlite3.Connection) -> None:
     write_batch(conn, [started()])
     assert [row["status"] for row in list_traces(conn, 10, None)] == ["started"]
@@ -123,6 +165,7 @@ def test_an_end_takes_the_place_of_its_start(conn: sqlite3.Connection) -> None:
 
 def test_a_late_start_does_not_reopen_what_has_ended(conn: sqlite3.Connection) -> None:
     write_batch(conn, [trace(), started()])
+    write_batch(conn, [started()])
     assert [row["status"] for row in list_traces(conn, 10, None)] == ["completed"]
 
 
