@@ -38,16 +38,17 @@ class Principal:
 class InferenceRequest(NamedTuple):
     """One admitted request. `body` is kept as it came: only `model` and load-time options are ever edited.
 
-    Written and read by field name only: it is a tuple because that is the cheapest frozen value.
+    It is a tuple because that is the cheapest frozen value. Read by field name only; its middle, from `asked`
+    to `fallback`, is what a dialect has read (`herd.dialects.Parsed`), field by field.
     """
 
     request_id: str
     route: Route
     chain: tuple[str, ...]
     """Model names in canonical form, the requested one first, then `fallback_models`. Never empty."""
+    body: forms.Body
     asked: tuple[str, ...]
     """The same names as the caller wrote them."""
-    body: forms.Body
     stream: bool
     est_tokens: float
     """Estimated prompt tokens (scheduling.md §1), before the per-model correction."""
@@ -55,28 +56,28 @@ class InferenceRequest(NamedTuple):
     """The caller's own limit (max_tokens, max_completion_tokens, num_predict > 0); None when absent."""
     wanted_context_tokens: int | None = None
     """`options.num_ctx` of the request, as Ollama takes it; None when absent."""
-    load_options: LoadOptions = ()
-    """Its other options that decide how Ollama loads a model, by name; empty in every other dialect."""
     needs: frozenset[str] = frozenset()
     """Words that the model's capabilities must contain: completion, embedding, tools, vision, ..."""
     prefixes: tuple[PrefixMark, ...] = ()
+    buffered: bool = False
+    """Tools or structured output: backends hold their records back, so silence may last longer."""
+    user: str | None = None
+    tags: tuple[str, ...] = ()
+    model_key: str = "model"
+    """The field of `body` that names the model (`name` in an old show request); it stands there once."""
+    load_options: LoadOptions = ()
+    """Its other options that decide how Ollama loads a model, by name; empty in every other dialect."""
+    fallback: Fallback = "default"
     headers: Sequence[tuple[bytes, bytes]] = ()
     """End-to-end headers that go on to the node (Content-Type, Accept)."""
     client_request_id: str | None = None
     principal: Principal | None = None
-    user: str | None = None
-    tags: tuple[str, ...] = ()
-    model_key: str = "model"
-    """The field of `body` that names the model (`name` in an old show request)."""
-    buffered: bool = False
-    """Tools or structured output: backends hold their records back, so silence may last longer."""
     resolved: tuple[str, ...] = ()
     """The names under which it is sent, where an alias stands for one of them; else empty."""
     form_span: tuple[int, int] | None = None
     """Where the model's name lies in a multipart form."""
     only: str | None = None
     """The node that alone may serve it (`X-Fleet-Node`)."""
-    fallback: Fallback = "default"
     progress: bool = False
     """The caller wants to be told what it waits for (`X-Fleet-Progress`)."""
     arrival_s: float = 0.0

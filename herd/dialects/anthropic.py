@@ -71,6 +71,7 @@ def parse(route: Route, body: bytes) -> Parsed:
     for message in messages:
         _read_message(message, prompt)
         prompt.mark()
+    asides = base.asides(value)
     return Parsed(
         asked=asked,
         stream=route.kind == "chat" and value.get("stream") is True,
@@ -80,10 +81,10 @@ def parse(route: Route, body: bytes) -> Parsed:
         needs=base.needs(route, tools=bool(tools), images=bool(prompt.images)),
         prefixes=tuple(prompt.marks),
         buffered=bool(tools),
-        user=base.user_of(value),
-        tags=base.tags_of(value),
+        user=asides.user,
+        tags=asides.tags,
         model_key="model",
-        fallback=base.fallback_of(value),
+        fallback=asides.fallback,
     )
 
 

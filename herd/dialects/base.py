@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from enum import Enum
 from hashlib import blake2b
 from operator import attrgetter
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, NoReturn
 
 import orjson
 
@@ -40,6 +40,8 @@ _LEFT_OUT = re.compile("\0([0-9]+)\0")
 _ESCAPED_ASCII = re.compile(rb"\\u00[0-7]")
 #: Fields that reach into a backend's slots and files (docs/behaviour.md, refused fields).
 _REFUSED_FIELDS = frozenset({"n_discard", "id_slot", "slot_save_path", "slot_restore_path"})
+#: What is said beside the question itself (`asides`). Hardly any request has one of them.
+_ASIDES = frozenset({"user", "metadata", "fallback"})
 
 
 class Verdict(Enum):
@@ -203,11 +205,16 @@ def read_object(body: bytes) -> Head:
     if head is None:
         head = _read_whole(body)
     value = head.value
-    for container in (value, value.get("options")):
-        if isinstance(container, dict) and not _REFUSED_FIELDS.isdisjoint(container):
-            refused = min(_REFUSED_FIELDS & container.keys())
-            raise BadRequest(f"field '{refused}' is not accepted: it reaches into a node's slots")
+    if not _REFUSED_FIELDS.isdisjoint(value):
+        _refuse_field(value)
+    if "options" in value and not _REFUSED_FIELDS.isdisjoint(options := mapping(value["options"])):
+        _refuse_field(options)
     return head
+
+
+def _refuse_field(container: dict[str, Any]) -> NoReturn:
+    refused = min(_REFUSED_FIELDS & container.keys())
+    raise BadRequest(f"field '{refused}' is not accepted: it reaches into a node's slots")
 
 
 def _read_whole(body: bytes) -> Head:
@@ -311,15 +318,16 @@ def model_names(value: dict[str, Any], key: str, missing: Callable[[], ApiError]
         raise BadRequest(f"'{key}' must be a string, not {json_type(model)}")
     fallbacks = value.get("fallback_models")
     if fallbacks is None:
-        fallbacks = []
-    if not isinstance(fallbacks, list) or not all(isinstance(name, str) for name in fallbacks):
+        fallbacks = ()
+    elif not isinstance(fallbacks, list) or not all(isinstance(name, str) for name in fallbacks):
         raise BadRequest("'fallback_models' must be a list of strings")
     if len(fallbacks) > 16:
         raise BadRequest("'fallback_models' has more than 16 names")
-    for name in (model, *fallbacks):
+    asked = (model, *fallbacks)
+    for name in asked:
         if not names.is_model_name(name):
             raise BadRequest("invalid model name")
-    return (model, *fallbacks)
+    return asked
 
 
 def optional(value: dict[str, Any], key: str, kind: type | tuple[type, ...], expected: str) -> Any:  # noqa: ANN401
@@ -334,13 +342,15 @@ def optional(value: dict[str, Any], key: str, kind: type | tuple[type, ...], exp
 
 def objects(value: dict[str, Any], key: str) -> list[dict[str, Any]]:
     """A list of objects (messages, tools); absent or null is an empty list."""
-    found = optional(value, key, list, "a list")
+    found = value.get(key)
     if found is None:
         return []
+    if not isinstance(found, list):
+        raise BadRequest(f"'{key}' must be a list, not {json_type(found)}")
     for item in found:
         if not isinstance(item, dict):
             raise BadRequest(f"'{key}' must be a list of objects; it holds {json_type(item)}")
-    return list(found)
+    return found
 
 
 def needs(route: Route, *, tools: bool, images: bool, thinking: bool = False) -> frozenset[str]:
@@ -351,7 +361,25 @@ def needs(route: Route, *, tools: bool, images: bool, thinking: bool = False) ->
     return route.needs | {word for word, needed in words if needed}
 
 
-def fallback_of(value: dict[str, Any]) -> Fallback:
+class Asides(NamedTuple):
+    """What a request says beside the question itself."""
+
+    user: str | None = None
+    tags: tuple[str, ...] = ()
+    fallback: Fallback = "default"
+
+
+_NONE_SAID = Asides()
+
+
+def asides(value: dict[str, Any]) -> Asides:
+    """Who asks, how it is tagged, and which other models may answer."""
+    if _ASIDES.isdisjoint(value):
+        return _NONE_SAID
+    return Asides(_user_of(value), _tags_of(value), _fallback_of(value))
+
+
+def _fallback_of(value: dict[str, Any]) -> Fallback:
     """`fallback`: false is the model that is named and no other, "loaded" one that is loaded, too."""
     found = value.get("fallback")
     if found is None or found is True:
@@ -363,7 +391,7 @@ def fallback_of(value: dict[str, Any]) -> Fallback:
     return "loaded"
 
 
-def user_of(value: dict[str, Any]) -> str | None:
+def _user_of(value: dict[str, Any]) -> str | None:
     """Who is behind the request, as OpenAI's clients (`user`) and Anthropic's (`metadata.user_id`) say it."""
     user = value.get("user")
     if user is None and "metadata" in value:
@@ -376,7 +404,7 @@ def positive(value: object) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
 
 
-def tags_of(value: dict[str, Any]) -> tuple[str, ...]:
+def _tags_of(value: dict[str, Any]) -> tuple[str, ...]:
     """`metadata.tags`: a list of strings or one string; anything else is ignored, it is not ours alone."""
     metadata = value.get("metadata")
     tags = metadata.get("tags") if isinstance(metadata, dict) else None
@@ -405,6 +433,8 @@ class Prompt:
 
     Of a `cut` body strings may lack their middle: they count and hash as if it were there.
     """
+
+    __slots__ = ("_bytes", "_characters", "_cut", "_hash", "images", "marks")
 
     def __init__(self, *, cut: bool = False) -> None:
         self._hash = blake2b(digest_size=12)
@@ -437,7 +467,10 @@ class Prompt:
             self.text(role)
             self.text(text)
         else:
-            self.text(role + text)
+            data = (role + text).encode()
+            self._characters += len(role) + len(text)
+            self._bytes += len(data)
+            self._hash.update(data)
 
     def _long_text(self, text: str) -> None:
         missing = self._missing(text)

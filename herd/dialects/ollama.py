@@ -45,26 +45,22 @@ def parse(route: Route, body: bytes) -> Parsed:
     prompt = Prompt(cut=head.cut)
     _READERS[route.path](value, prompt)
     tools, think = base.objects(value, "tools"), value.get("think")
-    embedding = route.kind == "embedding"
-    return Parsed(
-        asked=asked,
-        stream=stream is not False and route.kind in ("chat", "generate"),
-        est_tokens=prompt.tokens,
-        max_tokens=1 if embedding else base.positive(options.get("num_predict")),
-        wanted_context_tokens=_context(options.get("num_ctx")),
-        needs=base.needs(
-            route,
-            tools=bool(tools),
-            images=bool(prompt.images),
-            thinking=think is True or (isinstance(think, str) and think in _THINK_LEVELS),
-        ),
-        prefixes=tuple(prompt.marks),
-        buffered=bool(value.get("tools")) or bool(value.get("format")),
-        user=base.user_of(value),
-        tags=base.tags_of(value),
-        model_key=key,
-        load_options=_load_options(options) if options else (),
-        fallback=_fallback_of(route, value),
+    thinking = think is True or (isinstance(think, str) and think in _THINK_LEVELS)
+    asides = base.asides(value)
+    return Parsed(  # by place, at half the cost
+        asked,
+        stream is not False and route.kind in ("chat", "generate"),
+        prompt.tokens,
+        1 if route.kind == "embedding" else base.positive(options.get("num_predict")),
+        _context(options.get("num_ctx")),
+        base.needs(route, tools=bool(tools), images=bool(prompt.images), thinking=thinking),
+        tuple(prompt.marks),
+        bool(tools) or bool(value.get("format")),
+        asides.user,
+        asides.tags,
+        key,
+        _load_options(options) if options else (),
+        _fallback_of(route, value, asides.fallback),
     )
 
 
@@ -82,10 +78,10 @@ def _load_options(options: dict[str, Any]) -> LoadOptions:
     )
 
 
-def _fallback_of(route: Route, value: dict[str, Any]) -> Fallback:
+def _fallback_of(route: Route, value: dict[str, Any], fallback: Fallback) -> Fallback:
     """What loads or unloads a model means that one. What is written for one, or unloads it afterwards, may go
     to the caller's other models, and to none that it did not name."""
-    fallback, kind = base.fallback_of(value), route.kind
+    kind = route.kind
     if kind not in ("chat", "generate"):
         return fallback
     if not value.get("messages" if kind == "chat" else "prompt"):

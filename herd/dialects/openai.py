@@ -45,19 +45,21 @@ def parse(route: Route, body: bytes) -> Parsed:
     _READERS[route.kind](value, prompt)
     tools = base.objects(value, "tools")
     limit = base.positive(value.get("max_completion_tokens")) or base.positive(value.get("max_tokens"))
-    return Parsed(
-        asked=asked,
-        stream=bool(stream) and route.kind != "embedding",
-        est_tokens=prompt.tokens,
-        max_tokens=1 if route.kind == "embedding" else limit,
-        wanted_context_tokens=None,
-        needs=base.needs(route, tools=bool(tools), images=bool(prompt.images)),
-        prefixes=tuple(prompt.marks),
-        buffered=bool(tools) or value.get("response_format") is not None,
-        user=base.user_of(value),
-        tags=base.tags_of(value),
-        model_key="model",
-        fallback=base.fallback_of(value),
+    embedding, asides = route.kind == "embedding", base.asides(value)
+    return Parsed(  # by place, at half the cost
+        asked,
+        bool(stream) and not embedding,
+        prompt.tokens,
+        1 if embedding else limit,
+        None,
+        base.needs(route, tools=bool(tools), images=bool(prompt.images)),
+        tuple(prompt.marks),
+        bool(tools) or value.get("response_format") is not None,
+        asides.user,
+        asides.tags,
+        "model",
+        (),
+        asides.fallback,
     )
 
 
@@ -225,24 +227,24 @@ def _finish_of(choice: dict[str, Any]) -> str | None:
 
 
 def _counted(how: How, finish: str | None, value: dict[str, Any]) -> Ending:
-    usage, timings = base.mapping(value.get("usage")), base.mapping(value.get("timings"))
-    details = base.mapping(usage.get("prompt_tokens_details"))
-    cached = base.count(timings.get("cache_n", details.get("cached_tokens")))
-    prompt = base.count(usage.get("prompt_tokens"))
-    uncached = base.count(timings.get("prompt_n"))
-    if prompt is None and uncached is not None:
-        prompt = uncached + (cached or 0)
-    completion = base.count(usage.get("completion_tokens", timings.get("predicted_n")))
-    return Ending(
-        how,
-        finish,
-        prompt_tokens=prompt,
-        cached_tokens=cached,
-        completion_tokens=completion,
-        prefill_ms=base.milliseconds(timings.get("prompt_ms")),
-        decode_ms=base.milliseconds(timings.get("predicted_ms")),
-        no_output=completion == 0 and finish is not None,  # embeddings have none, and no finish_reason
-    )
+    usage = base.mapping(value.get("usage"))
+    prompt, completion = base.count(usage.get("prompt_tokens")), base.count(usage.get("completion_tokens"))
+    cached = None
+    if "prompt_tokens_details" in usage:
+        cached = base.count(base.mapping(usage["prompt_tokens_details"]).get("cached_tokens"))
+    prefill_ms = decode_ms = None
+    if "timings" in value:  # llama-server's
+        timings = base.mapping(value["timings"])
+        if "cache_n" in timings:
+            cached = base.count(timings["cache_n"])
+        if prompt is None and (uncached := base.count(timings.get("prompt_n"))) is not None:
+            prompt = uncached + (cached or 0)
+        if "completion_tokens" not in usage:
+            completion = base.count(timings.get("predicted_n"))
+        prefill_ms = base.milliseconds(timings.get("prompt_ms"))
+        decode_ms = base.milliseconds(timings.get("predicted_ms"))
+    no_output = completion == 0 and finish is not None  # embeddings have none, and no finish_reason
+    return Ending(how, finish, prompt, cached, completion, prefill_ms, decode_ms, None, no_output)
 
 
 def whole(route: Route, body: bytes) -> Ending:

@@ -44,6 +44,7 @@ def parse(route: Route, body: bytes) -> Parsed:
         prompt.text(instructions)
     _read_input(value, prompt)
     text = base.optional(value, "text", dict, "an object")
+    asides = base.asides(value)
     return Parsed(
         asked=asked,
         stream=bool(stream),
@@ -53,10 +54,10 @@ def parse(route: Route, body: bytes) -> Parsed:
         needs=base.needs(route, tools=bool(tools), images=bool(prompt.images)),
         prefixes=tuple(prompt.marks),
         buffered=bool(tools) or base.mapping(base.mapping(text).get("format")).get("type", "text") != "text",
-        user=base.user_of(value),
-        tags=base.tags_of(value),
+        user=asides.user,
+        tags=asides.tags,
         model_key="model",
-        fallback=base.fallback_of(value),
+        fallback=asides.fallback,
     )
 
 

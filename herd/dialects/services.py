@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from herd.dialects import base, openai
-from herd.dialects.base import Ending, Parsed, Prompt
+from herd.dialects.base import Asides, Ending, Parsed, Prompt
 from herd.errors import BadRequest
 from herd_node.protocol import forms, names
 from herd_node.protocol.routes import Route
@@ -23,8 +23,7 @@ def parse(route: Route, body: bytes) -> Parsed:
     base.optional(value, "stream", bool, "a boolean")
     prompt = Prompt(cut=head.cut)
     _READERS[route.kind](value, prompt)
-    parsed = _parsed(route, asked, prompt, base.user_of(value), base.tags_of(value))
-    return parsed._replace(fallback=base.fallback_of(value))
+    return _parsed(route, asked, prompt, base.asides(value))
 
 
 def parse_form(route: Route, content_type: bytes, body: forms.Body) -> tuple[Parsed, tuple[int, int]]:
@@ -40,12 +39,10 @@ def parse_form(route: Route, content_type: bytes, body: forms.Body) -> tuple[Par
         raise BadRequest("invalid model name")
     if "file" not in form.files:
         raise BadRequest("'file' is required")
-    return _parsed(route, (field.value,), Prompt(), None, ()), (field.start, field.end)
+    return _parsed(route, (field.value,), Prompt(), Asides()), (field.start, field.end)
 
 
-def _parsed(
-    route: Route, asked: tuple[str, ...], prompt: Prompt, user: str | None, tags: tuple[str, ...]
-) -> Parsed:
+def _parsed(route: Route, asked: tuple[str, ...], prompt: Prompt, asides: Asides) -> Parsed:
     return Parsed(
         asked=asked,
         stream=False,
@@ -55,9 +52,10 @@ def _parsed(
         needs=route.needs,
         prefixes=(),
         buffered=False,
-        user=user,
-        tags=tags,
+        user=asides.user,
+        tags=asides.tags,
         model_key="model",
+        fallback=asides.fallback,
     )
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import lru_cache
 
-from herd.dialects import DIALECT_BY_PATH
+from herd.dialects import DIALECT_BY_PATH, Parsed
 from herd.dialects.services import parse_form
 from herd.errors import NotFound, UnsupportedEncoding
 from herd.proxy.dispatch import Dispatcher
@@ -27,6 +28,8 @@ _READ = frozenset(
         b"x-fleet-node", b"x-fleet-no-fallback", b"x-fleet-progress",
     }
 )  # fmt: skip
+#: Whether a field goes on; those that are neither are not here.
+_GOES_ON = dict.fromkeys(_FORWARDED, True) | dict.fromkeys(_READ, False)
 _MAX_ID_CHARS = 128
 
 
@@ -55,40 +58,35 @@ class Inference:
         arrival_s, arrival_wall_s = self._clock.now_s(), self._clock.wall_s()
         forwarded, read = _sorted_out(exchange.headers)
         body = await exchange.read_body(self._max_body_bytes)
-        coding = read.get(b"content-encoding", b"")
-        if coding and coding.lower() != b"identity":
+        if read and (coding := read.get(b"content-encoding", b"").lower()) not in (b"", b"identity"):
             body = await self._unpacked(body, coding, route)
         dialect = DIALECT_BY_PATH[route.path]
         parsed = dialect.parse(route, body)
-        fallback = "none" if _is_on(read.get(b"x-fleet-no-fallback")) else parsed.fallback
-        asked = parsed.asked if len(parsed.asked) == 1 else _chain(parsed.asked, route, fallback)
-        resolved = self._aliases.resolve(asked)
-        request = InferenceRequest(
-            request_id=self._new_id(),
-            route=route,
-            chain=tuple(map(canonical, resolved or asked)),
-            asked=asked,
-            body=body,
-            stream=parsed.stream,
-            est_tokens=parsed.est_tokens,
-            max_tokens=parsed.max_tokens,
-            wanted_context_tokens=parsed.wanted_context_tokens,
-            load_options=parsed.load_options,
-            needs=parsed.needs,
-            prefixes=parsed.prefixes,
-            headers=forwarded,
-            client_request_id=_text(read.get(b"x-request-id")),
-            principal=principal,
-            user=parsed.user,
-            tags=parsed.tags + _header_tags(read.get(b"x-herd-tags")),
-            model_key=parsed.model_key,
-            buffered=parsed.buffered,
-            progress=read.get(b"x-fleet-progress", b"0") not in (b"", b"0"),
-            resolved=resolved,
-            only=_node_id(read.get(b"x-fleet-node")),
-            fallback=fallback,
-            arrival_s=arrival_s,
-            arrival_wall_s=arrival_wall_s,
+        if read:
+            parsed = _as_the_fields_say(parsed, read)
+        if len(parsed.asked) > 1:
+            parsed = parsed._replace(asked=_chain(parsed.asked, route, parsed.fallback))
+        resolved = self._aliases.resolve(parsed.asked)
+        client_request_id, only, progress = _wishes(read) if read else _NO_WISHES
+        # by place and past the generated constructor, at a third of the cost: a test reads each field
+        request = tuple.__new__(
+            InferenceRequest,
+            (
+                self._new_id(),
+                route,
+                _canonical(resolved or parsed.asked),
+                body,
+                *parsed,
+                forwarded,
+                client_request_id,
+                principal,
+                resolved,
+                None,
+                only,
+                progress,
+                arrival_s,
+                arrival_wall_s,
+            ),
         )
         await self._dispatcher.handle(exchange, request, dialect)
 
@@ -105,7 +103,7 @@ class Inference:
             request = InferenceRequest(
                 request_id=self._new_id(),
                 route=route,
-                chain=tuple(map(canonical, resolved or parsed.asked)),
+                chain=_canonical(resolved or parsed.asked),
                 asked=parsed.asked,
                 body=body,
                 stream=False,
@@ -131,6 +129,11 @@ class Inference:
         return await asyncio.to_thread(unpack, body, coding, self._max_body_bytes)
 
 
+@lru_cache(256)  # all day the same few are asked for; how long a name may be, the dialects have seen to
+def _canonical(asked: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(map(canonical, asked))
+
+
 def _chain(asked: tuple[str, ...], route: Route, fallback: Fallback) -> tuple[str, ...]:
     """Without repetitions, in order. Of an embedding the first alone: other models have other vectors."""
     if fallback == "none" or route.kind == "embedding":
@@ -146,11 +149,27 @@ def _sorted_out(headers: Headers) -> tuple[Headers, dict[bytes, bytes]]:
     forwarded = []
     read: dict[bytes, bytes] = {}
     for field in headers:
-        if field[0] in _FORWARDED:
+        goes_on = _GOES_ON.get(field[0])
+        if goes_on:
             forwarded.append(field)
-        elif field[0] in _READ:
+        elif goes_on is not None:
             read.setdefault(*field)
     return forwarded, read
+
+
+#: The caller's own id, the node that alone may serve it, whether it wants to be told what it waits for.
+_NO_WISHES: tuple[str | None, str | None, bool] = (None, None, False)
+
+
+def _wishes(read: Mapping[bytes, bytes]) -> tuple[str | None, str | None, bool]:
+    wants_progress = read.get(b"x-fleet-progress", b"0") not in (b"", b"0")
+    return _text(read.get(b"x-request-id")), _node_id(read.get(b"x-fleet-node")), wants_progress
+
+
+def _as_the_fields_say(parsed: Parsed, read: Mapping[bytes, bytes]) -> Parsed:
+    """What header fields add to a body, or overrule."""
+    fallback = "none" if _is_on(read.get(b"x-fleet-no-fallback")) else parsed.fallback
+    return parsed._replace(fallback=fallback, tags=parsed.tags + _header_tags(read.get(b"x-herd-tags")))
 
 
 def _text(value: bytes | None) -> str | None:
