@@ -110,6 +110,11 @@ class Registry(Beats):
         """Host and port of its gateway."""
         return self._nodes[node_id].address
 
+    def contact(self, node_id: str) -> tuple[str, wire.Heartbeat]:
+        """The host that it is called at and its last beat: while both stay, it is called in the same way."""
+        node = self._nodes[node_id]
+        return node.host, node.beat
+
     def agent(self, node_id: str) -> tuple[str, str, str]:
         """Agent id, boot and version, as its last beat has them."""
         beat = self._nodes[node_id].beat

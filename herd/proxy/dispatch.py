@@ -38,8 +38,7 @@ from herd.proxy.guard import Cause, Guard, Tripped, Watch
 from herd.proxy.ledger import Books, Ledger
 from herd.proxy.records import Sent
 from herd.proxy.relaying import Relaying
-from herd.proxy.sending import Failed, Sender, read_failure, until_content
-from herd.proxy.slots import Granted
+from herd.proxy.sending import Failed, Sender, until_content
 from herd.proxy.telling import Teller
 from herd.request import InferenceRequest
 from herd.scheduling.plan import NEW, Reject
@@ -159,7 +158,11 @@ class _Run:
             with guard:
                 guard.deadline("total", owner.deadlines.total_s, "total")
                 self.exchange.on_gone(lambda: guard.trip("client_gone"))
-                await self._attempts()
+                if self.request.stream:
+                    await self._begun_early()
+                else:
+                    while await self._one():
+                        pass
         except ClientGone:
             ledger.client_gone()
         except Tripped as tripped:
@@ -173,9 +176,9 @@ class _Run:
         finally:
             owner.live.discard(guard)
 
-    async def _attempts(self) -> None:
-        if self.request.stream:
-            self.early = self._make_early()
+    async def _begun_early(self) -> None:
+        """The attempts of a stream, which begins before one of them succeeds if that takes long."""
+        self.early = self._make_early()
         try:
             while await self._one():
                 pass
@@ -190,39 +193,38 @@ class _Run:
         if isinstance(granted, Reject):
             return await self._refused(granted)
         self.history = granted.history
-        try:
-            await self._attempt(granted)
-        except Failed as failed:
-            await self._note_failure(failed.failure)
-            if failed.failure.elsewhere:
-                return True
-            await self._give_up(failed.failure.error)
-        except _Broken as broken:
-            await self._end_broken(broken.error)
-        return False
-
-    # -- one attempt -------------------------------------------------------------------------------------
-
-    async def _attempt(self, granted: Granted) -> None:
         sent = self.ledger.begin(granted)
+        trouble: Failure | _Broken
         try:
             if self.request.stream:
                 await self._stream(sent)
             else:  # only the total deadline: the first byte comes last
-                await self._whole(sent, await self._open(sent))
+                self.upstream = await self.owner.sender.send(self.request, sent)
+                await self._whole(sent, self.upstream)
+            return False
+        except Failed as failed:
+            trouble = failed.failure
         except PoolError as error:
-            raise Failed(failures.broken(sent.peer.node_id, f"its answer broke off ({error})")) from error
+            trouble = failures.broken(sent.peer.node_id, f"its answer broke off ({error})")
+        except _Broken as broken:
+            trouble = broken
         finally:
             if self.upstream is not None:
                 self.upstream.close()
                 self.upstream = None
+        return await self._after(trouble)
 
-    async def _open(self, sent: Sent) -> Upstream:
-        """Send and read the head; whatever is not 200 is a failure of the attempt."""
-        upstream = self.upstream = await self.owner.sender.send(self.request, sent)
-        if upstream.status != 200:
-            raise Failed(await read_failure(self.request, sent, upstream))
-        return upstream
+    async def _after(self, trouble: Failure | _Broken) -> bool:
+        """The attempt is closed; whether another one is to follow."""
+        if isinstance(trouble, _Broken):
+            await self._end_broken(trouble.error)
+            return False
+        await self._note_failure(trouble)
+        if not trouble.elsewhere:
+            await self._give_up(trouble.error)
+        return trouble.elsewhere
+
+    # -- one attempt -------------------------------------------------------------------------------------
 
     async def _stream(self, sent: Sent) -> None:
         """Send, read up to the first content record, and pass on what follows."""
@@ -233,7 +235,7 @@ class _Run:
         try:
             with Guard(self.owner.watch) as silence:
                 silence.deadline("first_record", limit_s, "first_record")
-                upstream = await self._open(sent)
+                upstream = self.upstream = await self.owner.sender.send(self.request, sent)
                 kind = upstream.header(b"content-type") or b""
                 watch = StreamWatch(self.dialect) if kind.startswith(self.dialect.stream_type) else None
                 out = b"" if watch is None else await until_content(sent, upstream, watch)
@@ -261,7 +263,6 @@ class _Run:
             raise Failed(failures.broken(node, ending.message or "its answer is incomplete"))
         kind = upstream.header(b"content-type") or b"application/json"
         headers = heads.of_answer(request, sent, self.ledger.rows, kind, stream=False)
-        self.ledger.content(now_known=False)
         self.ledger.completed(ending)
         self._writing()
         await self.exchange.respond(200, headers, body)
@@ -270,7 +271,7 @@ class _Run:
         """R-2: from here on bytes pass as they come; a failure becomes one error record."""
         guard, exchange, request = self.guard, self.exchange, self.request
         deadlines, node = self.owner.deadlines, sent.peer.node_id
-        self.ledger.content(now_known=True)
+        self.ledger.content()
         gap_s = deadlines.gap_buffered_s if request.buffered else deadlines.gap_s
         self._writing()
         if not exchange.started:
@@ -365,8 +366,7 @@ class _Run:
         node, key = sent.peer.node_id, sent.step.instance_key
         match failure.effect:
             case Effect.UNREACHABLE:
-                address = (sent.peer.host, sent.peer.port)
-                registry.on_connect_failed(node, now_s, failure.why, address=address)
+                registry.on_connect_failed(node, now_s, failure.why, address=sent.peer.origin)
             case Effect.BUSY:
                 registry.mark_busy(node, key, now_s + (failure.error.retry_after_s or _BUSY_S))
             case Effect.DELIST:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from herd.errors import ApiError
 from herd.proxy.records import Sent
 from herd.request import InferenceRequest
@@ -58,12 +60,14 @@ def of_guess(request: InferenceRequest, attempts: int) -> Headers:
     return [*common(request, attempts), _JSON, (b"x-fleet-estimated", b"1")]
 
 
+@lru_cache(1024)  # each answer says the same few
+def _who(node_id: str, shown: str) -> tuple[tuple[bytes, bytes], ...]:
+    return (b"x-fleet-node", node_id.encode()), (b"x-fleet-model", names.header_value(shown))
+
+
 def _served(request: InferenceRequest, sent: Sent) -> Headers:
     step = sent.step
-    fields = [
-        (b"x-fleet-node", step.node_id.encode()),
-        (b"x-fleet-model", names.header_value(sent.shown)),
-    ]
+    fields = [*_who(step.node_id, sent.shown)]
     if step.card.by_signal:
         fields.append((b"x-fleet-score", b"%.1f" % step.card.total))
     if step.model_index or step.stand_in is not None:

@@ -13,7 +13,7 @@ from herd.dialects import Ending
 from herd.errors import ApiError
 from herd.fleet.registry import AttemptResult, Registry
 from herd.proxy import records
-from herd.proxy.calls import Peer
+from herd.proxy.calls import Peers
 from herd.proxy.records import Sent
 from herd.proxy.slots import Granted, WaitingRoom
 from herd.proxy.trace_writer import TraceWriter
@@ -30,12 +30,13 @@ _SETTLE_S = {"ollama": 2.5, "llama-server": 120.0, "llama-router": 120.0}
 class Books:
     """Where it is written down; the same for all requests of a router."""
 
-    __slots__ = ("clock", "registry", "room", "router_id", "traces")
+    __slots__ = ("clock", "peers", "registry", "room", "router_id", "traces")
 
     def __init__(
         self, registry: Registry, room: WaitingRoom, traces: TraceWriter, clock: Clock, router_id: str
     ) -> None:
         self.registry = registry
+        self.peers = Peers(registry)
         self.room = room
         self.traces = traces
         self.clock = clock
@@ -64,17 +65,16 @@ class Ledger:
 
     def begin(self, granted: Granted) -> Sent:
         """An attempt begins."""
-        step, books = granted.step, self._books
-        host, port = books.registry.address(step.node_id)
-        agent_id, boot, version = books.registry.agent(step.node_id)
+        step, books, request = granted.step, self._books, self._request
+        peer = books.peers.of(step.node_id)
         self.first_record_s = None
-        self.sent = Sent(
+        sent = self.sent = Sent(
             step,
             granted.token,
-            Peer(step.node_id, host, port, agent_id, boot),
+            peer,
             granted.backend_kind,
             granted.cold,
-            version,
+            peer.agent_version,
             books.clock.now_s(),
             books.clock.wall_s(),
             self.rows,
@@ -82,16 +82,15 @@ class Ledger:
         )
         self.rows += 1
         # Most attempts end before their batch is written: then this row is never made.
-        start = partial(records.started, self._request, self.sent, self.rows, books.router_id)
-        books.traces.put_start(self._request.request_id, self.rows, start)
-        return self.sent
+        start = partial(records.started, request, sent, self.rows, books.router_id)
+        books.traces.put_start(request.request_id, self.rows, start)
+        return sent
 
-    def content(self, *, now_known: bool) -> None:
-        """Content is here. A whole answer does not say when its first word was made."""
+    def content(self) -> None:
+        """The first words are here. A whole answer does not tell when that was: it is `completed` at once."""
         sent, now_s = self.sent, self._books.clock.now_s()
         assert sent is not None
-        if now_known:
-            self.first_record_s = now_s
+        self.first_record_s = now_s
         if sent.token is not None:
             self._books.registry.first_record(sent.token, now_s)
         if sent.cold:
@@ -99,18 +98,19 @@ class Ledger:
 
     def completed(self, ending: Ending) -> None:
         """The whole answer is here: record, learn, free the slot."""
-        sent, first_s = self.sent, self.first_record_s
+        sent, first_s, now_s = self.sent, self.first_record_s, self._books.clock.now_s()
         assert sent is not None
-        total_s = self._books.clock.now_s() - sent.started_s
         ttft_s = None if first_s is None else first_s - sent.started_s
-        self.record("no_output" if ending.no_output else "completed", ending=ending)
-        self.free(records.result(sent, ending, ttft_s, total_s, self._request.est_tokens))
+        self._put(self._row("no_output" if ending.no_output else "completed", now_s, ending=ending))
+        self._free(
+            records.result(sent, ending, ttft_s, now_s - sent.started_s, self._request.est_tokens), now_s
+        )
 
     def failed(self, status: Status, error: ApiError | None, *, cancelled: bool) -> None:
         """The attempt is over without a whole answer. `cancelled`: by us; the backend may still be busy."""
-        result = self._cancelled() if cancelled else self._cut_short()
-        self.record(status, error=error)
-        self.free(result)
+        now_s = self._books.clock.now_s()
+        self._put(self._row(status, now_s, error=error))
+        self._free(self._cancelled(now_s) if cancelled else self._cut_short(now_s), now_s)
 
     def waits(self) -> None:
         """It waits, or is held: from now on it has a row, which its first attempt will fill."""
@@ -143,13 +143,6 @@ class Ledger:
     def has_ended(self) -> bool:
         return self.sent is None and self.last_row is not None and self.last_row.status in ENDED
 
-    def free(self, result: AttemptResult) -> None:
-        """Give the slot back. Does nothing when there is none."""
-        sent, self.sent = self.sent, None
-        if sent is not None and sent.token is not None:
-            self._books.registry.end_attempt(sent.token, self._books.clock.now_s(), outcome=result)
-            self._books.room.wake()
-
     def record(
         self,
         status: Status,
@@ -159,22 +152,36 @@ class Ledger:
         reject: Reject | None = None,
     ) -> None:
         """One attempt's row as far as it is known."""
-        now_s, sent = self._books.clock.now_s(), self.sent
-        known = sent is not None and self.first_record_s is not None
-        ttft_s = self.first_record_s - sent.started_s if known else None  # type: ignore[union-attr, operator]
-        row = records.trace(
+        self._put(self._row(status, self._books.clock.now_s(), ending, error, reject))
+
+    def _row(
+        self,
+        status: Status,
+        now_s: float,
+        ending: Ending | None = None,
+        error: ApiError | None = None,
+        reject: Reject | None = None,
+    ) -> Trace:
+        sent, first_s = self.sent, self.first_record_s
+        return records.trace(
             self._request,
             sent,
             status,
-            number=self.rows or 1,
-            router_id=self._books.router_id,
-            now_s=now_s,
-            ttft_s=ttft_s,
-            ending=ending,
-            error=error,
-            reject=reject,
+            self.rows or 1,
+            self._books.router_id,
+            now_s,
+            None if sent is None or first_s is None else first_s - sent.started_s,
+            ending,
+            error,
+            reject,
         )
-        self._put(row)
+
+    def _free(self, result: AttemptResult, now_s: float) -> None:
+        """Give the slot back. Does nothing when there is none."""
+        sent, self.sent = self.sent, None
+        if sent is not None and sent.token is not None:
+            self._books.registry.end_attempt(sent.token, now_s, outcome=result)
+            self._books.room.wake()
 
     def _end_between_attempts(self, status: Status, error: ApiError | None) -> None:
         """The last attempt's row, or the request's own if it never had one, becomes the final one."""
@@ -183,17 +190,17 @@ class Ledger:
         elif self.last_row.status not in ENDED:
             self._put(self.last_row._replace(status=status))
 
-    def _cut_short(self) -> AttemptResult:
+    def _cut_short(self, now_s: float) -> AttemptResult:
         """An attempt that ended by itself, without a whole answer."""
-        lived_s = self._books.clock.now_s() - self.sent.started_s if self.sent is not None else 0.0
+        lived_s = now_s - self.sent.started_s if self.sent is not None else 0.0
         return AttemptResult(ok=False, total_s=lived_s)
 
-    def _cancelled(self) -> AttemptResult:
+    def _cancelled(self, now_s: float) -> AttemptResult:
         """An attempt that we end: before its first record the backend does not hear of it at once."""
         settle_s = 0.0
         if self.sent is not None and self.first_record_s is None:
             settle_s = _SETTLE_S.get(self.sent.backend_kind, 0.0)
-        return self._cut_short()._replace(cancelled=True, settle_s=settle_s)
+        return self._cut_short(now_s)._replace(cancelled=True, settle_s=settle_s)
 
     def _put(self, row: Trace) -> None:
         self.last_row = row

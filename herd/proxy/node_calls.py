@@ -54,9 +54,10 @@ class NodeCalls:
         an answer that breaks off (inside the block too), and what the agent itself says is the matter.
         """
         peer = self._peer(node_id)
+        host, port = peer.origin
         request = self._http.build_request(
             method,
-            f"http://{f'[{peer.host}]' if ':' in peer.host else peer.host}:{peer.port}{path}",
+            f"http://{f'[{host}]' if ':' in host else host}:{port}{path}",
             headers={
                 "content-type": content_type,
                 "content-length": str(body.size_bytes),
@@ -92,7 +93,7 @@ class NodeCalls:
 
     def _unreachable(self, peer: Peer, why: str) -> ApiError:
         now_s = self._clock.now_s()
-        self._registry.on_connect_failed(peer.node_id, now_s, why, address=(peer.host, peer.port))
+        self._registry.on_connect_failed(peer.node_id, now_s, why, address=peer.origin)
         return failures.unreachable(peer.node_id, why).error
 
     async def _raise_trouble_of(self, node_id: str, response: httpx.Response) -> None:

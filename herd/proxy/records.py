@@ -40,16 +40,16 @@ def result(
     load_s = None
     if sent.cold and ttft_s is not None and ending.prefill_ms is not None:
         load_s = max(0.0, ttft_s - ending.prefill_ms / 1000)
-    return AttemptResult(
-        ok=True,
-        prompt_tokens=ending.prompt_tokens,
-        cached_tokens=ending.cached_tokens,
-        completion_tokens=ending.completion_tokens,
-        ttft_s=ttft_s,
-        total_s=total_s,
-        prefill_ms=ending.prefill_ms,
-        decode_ms=ending.decode_ms,
-        load_s=load_s,
+    return AttemptResult(  # by place, at half the cost
+        True,
+        ending.prompt_tokens,
+        ending.cached_tokens,
+        ending.completion_tokens,
+        ttft_s,
+        total_s,
+        ending.prefill_ms,
+        ending.decode_ms,
+        load_s,
         est_tokens=est_tokens or None,
     )
 
@@ -65,7 +65,6 @@ def trace(
     request: InferenceRequest,
     sent: Sent | None,
     status: Status,
-    *,
     number: int,
     router_id: str,
     now_s: float,

@@ -24,7 +24,6 @@ from herd_node.net.pool import (
     ConnectFailed,
     ConnectRefused,
     ConnectTimeout,
-    Origin,
     Pool,
     PoolError,
     Upstream,
@@ -52,7 +51,7 @@ class Sender:
         self._signer = signer
 
     async def send(self, request: InferenceRequest, sent: Sent) -> Upstream:
-        """The answer's head, whatever its status. Raises Failed."""
+        """The head of a good answer: whatever is not 200 is a failure of the attempt. Raises Failed."""
         body = body_of(request, sent.step)
         if len(body) > _HASH_IN_THREAD_BYTES:
             digest = await asyncio.to_thread(auth.body_hash, body)
@@ -70,13 +69,19 @@ class Sender:
 
         node = peer.node_id
         try:
-            return await self._pool.request(Origin(peer.host, peer.port), "POST", target, headers, body)
+            upstream = await self._pool.request(peer.origin, "POST", target, headers, body)
         except (ConnectRefused, ConnectTimeout, ConnectFailed) as error:
             raise Failed(failures.unreachable(node, str(error))) from error
         except BadResponse as error:
             raise Failed(failures.broken(node, f"its answer is not valid HTTP ({error})")) from error
         except PoolError as error:
             raise Failed(failures.broken(node, f"the connection broke off ({error})")) from error
+        if upstream.status == 200:
+            return upstream
+        try:
+            raise Failed(await _read_failure(request, sent, upstream))
+        finally:
+            upstream.close()
 
 
 def body_of(request: InferenceRequest, step: Attempt) -> Body:
@@ -118,7 +123,7 @@ def _with_options(body: bytes, use: ContextUse) -> bytes:
     return jsonedit.replace_span(body, span, options)
 
 
-async def read_failure(request: InferenceRequest, sent: Sent, upstream: Upstream) -> Failure:
+async def _read_failure(request: InferenceRequest, sent: Sent, upstream: Upstream) -> Failure:
     """What an answer that is not 200 means: by the agent's own word first, by status otherwise."""
     node, model = sent.peer.node_id, sent.step.stand_in or request.asked[sent.step.model_index]
     try:
