@@ -467,10 +467,23 @@ class Prompt:
             self.text(role)
             self.text(text)
         else:
-            data = (role + text).encode()
-            self._characters += len(role) + len(text)
-            self._bytes += len(data)
-            self._hash.update(data)
+            self.text(role + text)
+
+    def said(self, role: str, text: str) -> None:
+        """A message that is text alone, from beginning to end: `message` and `mark` at half their cost."""
+        characters = len(role) + len(text)
+        if characters > _HASHED_WHOLE_CHARS:
+            self.message(role, text)
+            self.mark()
+            return
+        data = (role + text).encode()
+        characters = self._characters = self._characters + characters
+        size_bytes = self._bytes = self._bytes + len(data)
+        per_token = _BYTES_PER_TOKEN_NON_ASCII if size_bytes > 1.5 * characters else _BYTES_PER_TOKEN
+        self._hash.update(data)
+        tokens = size_bytes / per_token + self.images * _TOKENS_PER_IMAGE
+        self.marks.append(PrefixMark(self._hash.digest(), tokens))
+        self._hash.update(b"\x1e")
 
     def _long_text(self, text: str) -> None:
         missing = self._missing(text)

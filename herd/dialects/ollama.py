@@ -119,8 +119,11 @@ def _read_chat(value: dict[str, Any], prompt: Prompt) -> None:
     if value.get("format"):
         prompt.value(value["format"])
     for message in messages:
-        content = base.optional(message, "content", str, "a string")
-        prompt.message(str(message.get("role")), content or "")
+        role, content = str(message.get("role")), base.optional(message, "content", str, "a string") or ""
+        if not message.get("tool_calls") and message.get("images") is None:
+            prompt.said(role, content)
+            continue
+        prompt.message(role, content)
         if message.get("tool_calls"):
             prompt.value(message["tool_calls"])
         _read_images(message, prompt)

@@ -76,12 +76,16 @@ def _read_chat(value: dict[str, Any], prompt: Prompt) -> None:
     if value.get("response_format"):
         prompt.value(value["response_format"])
     for message in messages:
-        _read_message(message, prompt)
-        prompt.mark()
+        content = message.get("content")
+        if isinstance(content, str) and not message.get("tool_calls"):
+            prompt.said(str(message.get("role")), content)
+        else:
+            _read_message(message, content, prompt)
+            prompt.mark()
 
 
-def _read_message(message: dict[str, Any], prompt: Prompt) -> None:
-    role, content = str(message.get("role")), message.get("content")
+def _read_message(message: dict[str, Any], content: object, prompt: Prompt) -> None:
+    role = str(message.get("role"))
     if isinstance(content, str):
         prompt.message(role, content)
     elif isinstance(content, list):

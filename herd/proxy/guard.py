@@ -144,9 +144,9 @@ class Guard:
     def touch(self, cause: Cause, limit_s: float) -> None:
         """Progress was made: trip when the next touch does not come within `limit_s`."""
         self._silent_cause = cause
-        self.again(limit_s)
-        if self._silent_at_s < self._watch.next_s:
-            self._watch.hurry(self._silent_at_s)
+        at_s = self._silent_at_s = self._loop.time() + limit_s
+        if at_s < self._watch.next_s:
+            self._watch.hurry(at_s)
 
     def again(self, limit_s: float) -> None:
         """Progress of the same kind within the same limit. This is what a chunk of a stream pays."""

@@ -193,8 +193,14 @@ class CallMacs:
         return True
 
 
+#: Copied for each body: OpenSSL looks up which of its implementations to use each time one is made.
+_NO_BODY = hashlib.sha256()
+
+
 def body_hash(body: Body) -> str:
-    return hashlib.sha256(body).hexdigest()
+    digest = _NO_BODY.copy()
+    digest.update(body)
+    return digest.hexdigest()
 
 
 EMPTY_BODY_HASH = body_hash(b"")

@@ -1,4 +1,5 @@
 import base64
+import hashlib
 import hmac
 import json
 
@@ -66,6 +67,13 @@ OTHER = {
 
 
 # --- signature
+
+
+@quick
+@given(bodies=st.lists(st.binary(max_size=4096), max_size=5))
+def test_a_body_has_the_hash_of_its_own_bytes_whatever_was_hashed_before(bodies: list[bytes]):
+    for body in bodies:
+        assert body_hash(body) == hashlib.sha256(body).hexdigest()
 
 
 def test_the_signature_is_the_one_that_another_program_computes():
