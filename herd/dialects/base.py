@@ -296,7 +296,7 @@ def refuse_twins(head: Head, key: str) -> None:
     Keys that differ are seen in the parsed object; of equal ones a parser keeps the last, so a short text is
     asked: written once and never escaped is once. Else `jsonedit` reads key by key.
     """
-    text, names = head.text, [name.casefold() for name in head.value]
+    text, names = head.text, [*map(str.casefold, head.value)]
     if "stream" in names and (names.count("stream") > 1 or "stream" not in head.value):
         raise BadRequest("the field 'stream' must be written so, in small letters and once")
     short = len(text) < _COUNTED_BYTES and not _ESCAPED_ASCII.search(text)

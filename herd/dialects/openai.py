@@ -185,60 +185,69 @@ def judge(payload: bytes) -> Verdict:
     if value.get("error") or value.get("object") == "error":
         return Verdict.ERROR
     choices = value.get("choices")
-    if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
+    if not isinstance(choices, list):
         return Verdict.MALFORMED
-    return Verdict.CONTENT if any(map(_speaks, choices)) else Verdict.SILENT
+    verdict = Verdict.SILENT
+    for choice in choices:
+        if not isinstance(choice, dict):
+            return Verdict.MALFORMED
+        if _speaks(choice):
+            verdict = Verdict.CONTENT
+    return verdict
 
 
 def _speaks(choice: dict[str, Any]) -> bool:
-    delta = base.mapping(choice.get("delta"))
-    return bool(choice.get("finish_reason") or choice.get("text")) or any(
-        delta[key] for key in delta if key != "role"
-    )
+    if choice.get("finish_reason") or choice.get("text"):
+        return True
+    for key, said in base.mapping(choice.get("delta")).items():  # noqa: SIM110 - a generator costs more
+        if said and key != "role":
+            return True
+    return False
 
 
 def ending(last: Sequence[bytes]) -> Ending:
     """How a stream ended, from its last records (finish, usage, `[DONE]`)."""
-    values = [base.read_record(payload) for payload in last if payload not in (_DONE, _NOTHING)]
-    known = [value for value in values if value is not None]
-    if len(known) < len(values):
-        return Ending("error", message=base.UNREADABLE)
-    merged: dict[str, Any] = {}
-    finish = None
-    for value in known:
-        for key in ("usage", "timings"):
-            if value.get(key):
-                merged[key] = value[key]
-        finish = next(filter(None, map(_finish_of, _choices(value))), finish)
+    usage = timings = finish = None
+    value: dict[str, Any] = {}
+    for payload in last:
+        if payload in (_DONE, _NOTHING):
+            continue
+        record = base.read_record(payload)
+        if record is None:
+            return Ending("error", message=base.UNREADABLE)
+        value = record
+        usage, timings = value.get("usage") or usage, value.get("timings") or timings
+        finish = next(filter(None, _finishes(value)), finish)
     if not last or last[-1] != _DONE:
         # Ollama's own stop on a repeated token ends here too; a runner that died says so by an empty model
         # in its last chunk (docs/backends.md).
-        by_repeat = bool(known) and known[-1].get("object") in _CHUNKS and known[-1].get("model")
+        by_repeat = value.get("object") in _CHUNKS and value.get("model")
         return Ending("repeat_abort" if by_repeat and not finish else "truncated", finish)
     if finish is None:
         return Ending("truncated", message="the node ended its answer without a finish_reason")
-    return _counted("complete", finish, merged)
+    return _counted("complete", finish, usage, timings)
 
 
-def _choices(value: dict[str, Any]) -> list[dict[str, Any]]:
+def _finishes(value: dict[str, Any]) -> list[str | None]:
+    """Why each of the choices ended; None for one that did not."""
     choices = value.get("choices")
-    return [choice for choice in choices if isinstance(choice, dict)] if isinstance(choices, list) else []
+    found: list[str | None] = []
+    for choice in choices if isinstance(choices, list) else ():
+        if isinstance(choice, dict):
+            reason = choice.get("finish_reason")
+            found.append(reason if isinstance(reason, str) and reason else None)
+    return found
 
 
-def _finish_of(choice: dict[str, Any]) -> str | None:
-    reason = choice.get("finish_reason")
-    return reason if isinstance(reason, str) and reason else None
-
-
-def _counted(how: How, finish: str | None, value: dict[str, Any]) -> Ending:
-    usage = base.mapping(value.get("usage"))
+def _counted(how: How, finish: str | None, usage: object, timings: object) -> Ending:
+    usage = base.mapping(usage)
     prompt, completion = base.count(usage.get("prompt_tokens")), base.count(usage.get("completion_tokens"))
     cached = None
     if "prompt_tokens_details" in usage:
         cached = base.count(base.mapping(usage["prompt_tokens_details"]).get("cached_tokens"))
     prefill_ms = decode_ms = None
-    if "timings" in value:  # llama-server's
-        timings = base.mapping(value["timings"])
+    if timings is not None:  # llama-server's
+        timings = base.mapping(timings)
         if "cache_n" in timings:
             cached = base.count(timings["cache_n"])
         if prompt is None and (uncached := base.count(timings.get("prompt_n"))) is not None:
@@ -259,11 +268,12 @@ def whole(route: Route, body: bytes) -> Ending:
     if value.get("error") or value.get("object") == "error":
         return Ending("error", message=base.error_text(body))
     if route.kind == "embedding":
-        return _counted("complete" if isinstance(value.get("data"), list) else "truncated", None, value)
-    reasons = [_finish_of(choice) for choice in _choices(value)]
-    if not reasons or not all(reasons):
+        how: How = "complete" if isinstance(value.get("data"), list) else "truncated"
+        return _counted(how, None, value.get("usage"), value.get("timings"))
+    reasons = _finishes(value)
+    if not reasons or None in reasons:
         return Ending("truncated", message="the node's answer has no finish_reason")
-    return _counted("complete", reasons[0], value)
+    return _counted("complete", reasons[0], value.get("usage"), value.get("timings"))
 
 
 def proper_end(last: Sequence[bytes]) -> bytes:
