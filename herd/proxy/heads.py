@@ -25,7 +25,12 @@ def common(request: InferenceRequest, attempts: int) -> Headers:
 
 def of_answer(request: InferenceRequest, sent: Sent, attempts: int, kind: bytes, *, stream: bool) -> Headers:
     """Of a 200 that a node made; `kind` is its content type."""
-    headers = [(b"content-type", kind), *common(request, attempts), *_served(request, sent)]
+    headers = [
+        (b"content-type", kind),
+        (b"x-request-id", request.request_id.encode()),
+        (b"x-fleet-attempts", b"%d" % attempts),
+        *_served(request, sent),
+    ]
     if stream:
         headers += _UNBUFFERED
     return headers

@@ -101,10 +101,23 @@ class Ledger:
         sent, first_s, now_s = self.sent, self.first_record_s, self._books.clock.now_s()
         assert sent is not None
         ttft_s = None if first_s is None else first_s - sent.started_s
-        self._put(self._row("no_output" if ending.no_output else "completed", now_s, ending=ending))
-        self._free(
-            records.result(sent, ending, ttft_s, now_s - sent.started_s, self._request.est_tokens), now_s
+        status: Status = "no_output" if ending.no_output else "completed"
+        self._put(
+            records.trace(
+                self._request,
+                sent,
+                status,
+                self.rows,
+                self._books.router_id,
+                now_s,
+                ttft_s,
+                ending,
+                None,
+                None,
+            )
         )
+        total_s = now_s - sent.started_s
+        self._free(records.result(sent, ending, ttft_s, total_s, self._request.est_tokens), now_s)
 
     def failed(self, status: Status, error: ApiError | None, *, cancelled: bool) -> None:
         """The attempt is over without a whole answer. `cancelled`: by us; the backend may still be busy."""
