@@ -61,7 +61,7 @@ class AttemptToken:
         self.was: InstanceState = instance.state
         self.company = node.company
         self.ended = False
-        self.cache_possible = instance.held.starts_like(prefixes)
+        self.cache_possible = instance.prompts.starts_like(prefixes)
 
     @property
     def alone(self) -> bool:

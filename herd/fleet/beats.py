@@ -8,7 +8,6 @@ from typing import Literal, NamedTuple
 from herd.fleet import address, hardware
 from herd.fleet.attempts import Attempts
 from herd.fleet.events import ModelChanged, NodeReported
-from herd.fleet.held import NOTHING_HELD
 from herd.fleet.instance import Instance, Report, merge
 from herd.fleet.liveness import Liveness
 from herd.fleet.rates import first_guess
@@ -72,7 +71,7 @@ class Beats(Liveness, Attempts):
         if rebooted:
             node.refusals_s.clear()
             for instance in node.instances.values():
-                instance.held = NOTHING_HELD
+                instance.prompts.clear()
                 self._touch(node, instance)
 
     def _heard(self, node: Node, now_s: float) -> None:

@@ -1,7 +1,8 @@
 """What lies in an instance's prompt cache, as far as the router can know: the sequences it was sent last.
 
-A value: it is replaced, never changed. Digests are chained, so one digest stands for the whole prompt up to
-there, and whoever passes through it passes through all before it.
+`PromptCache` is the registry's own and changes with every request; `Held` is what a view shows of it, a value
+that is replaced and never changed. Digests are chained, so one digest stands for the whole prompt up to there,
+and whoever passes through it passes through all before it.
 """
 
 from __future__ import annotations
@@ -14,16 +15,10 @@ from herd.request import PrefixMark
 
 
 class Held(NamedTuple):
-    """`digests` is an index, so that a look costs the marks asked for, however many sequences are held."""
+    """An index, so that a look costs the marks asked for, however many sequences are held."""
 
-    by_last: Mapping[bytes, tuple[PrefixMark, ...]]
-    """Last digest -> sequence, newest last."""
     digests: Mapping[bytes, int]
     """Digest -> how many of the sequences pass through it."""
-
-    @property
-    def sequences(self) -> tuple[tuple[PrefixMark, ...], ...]:
-        return tuple(self.by_last.values())
 
     def prefix_tokens(self, asked: Sequence[PrefixMark]) -> float:
         """Tokens of the longest prefix of `asked` that is held, as its own marks count them."""
@@ -37,41 +32,64 @@ class Held(NamedTuple):
                 high = middle
         return asked[low - 1].tokens if low else 0.0
 
-    def starts_like(self, asked: Sequence[PrefixMark]) -> bool:
-        return bool(asked) and asked[0][0] in self.digests
 
-    def with_sequence(self, new: tuple[PrefixMark, ...], slots: int) -> Held:
-        """After `new`, which is not empty: it replaces what it extends; the last `slots` stay."""
-        by_last, digests = dict(self.by_last), dict(self.digests)
-        gone = []
+NOTHING_HELD = Held(MappingProxyType({}))
+
+
+class PromptCache:
+    __slots__ = ("_by_last", "_digests", "_held")
+
+    def __init__(self) -> None:
+        self._by_last: dict[bytes, tuple[PrefixMark, ...]] = {}
+        """Last digest -> sequence, newest last."""
+        self._digests: dict[bytes, int] = {}
+        self._held: Held | None = NOTHING_HELD
+        """None when it is out of date."""
+
+    @property
+    def held(self) -> Held:
+        """The same object until a sequence comes or goes."""
+        held = self._held
+        if held is None:
+            held = self._held = Held(self._digests.copy()) if self._digests else NOTHING_HELD
+        return held
+
+    @property
+    def sequences(self) -> tuple[tuple[PrefixMark, ...], ...]:
+        return tuple(self._by_last.values())
+
+    def starts_like(self, asked: Sequence[PrefixMark]) -> bool:
+        return bool(asked) and asked[0][0] in self._digests
+
+    def add(self, new: tuple[PrefixMark, ...], slots: int) -> None:
+        """`new`, which is not empty, replaces what it extends; the last `slots` stay."""
+        by_last, digests = self._by_last, self._digests
+        self._held = None
         last = b""
         for last, _ in new:
             if last in by_last:
-                gone.append(by_last.pop(last))
+                self._uncount(by_last.pop(last))
             digests[last] = digests.get(last, 0) + 1
         by_last[last] = new
         while len(by_last) > slots:
-            gone.append(by_last.pop(next(iter(by_last))))
-        for old in gone:
-            _forget(digests, old)
-        return Held(by_last, digests)
+            self._uncount(by_last.pop(next(iter(by_last))))
 
-    def without(self, sequence: tuple[PrefixMark, ...]) -> Held:
-        """Without this very sequence; an equal one that came later stays."""
-        if not sequence or self.by_last.get(sequence[-1].digest) is not sequence:
-            return self
-        by_last, digests = dict(self.by_last), dict(self.digests)
-        _forget(digests, by_last.pop(sequence[-1].digest))
-        return Held(by_last, digests)
+    def remove(self, sequence: tuple[PrefixMark, ...]) -> None:
+        """This very sequence; an equal one that came later stays."""
+        if sequence and self._by_last.get(sequence[-1].digest) is sequence:
+            self._held = None
+            self._uncount(self._by_last.pop(sequence[-1].digest))
 
+    def clear(self) -> None:
+        self._by_last.clear()
+        self._digests.clear()
+        self._held = NOTHING_HELD
 
-NOTHING_HELD = Held(MappingProxyType({}), MappingProxyType({}))
-
-
-def _forget(digests: dict[bytes, int], sequence: tuple[PrefixMark, ...]) -> None:
-    for digest, _ in sequence:
-        left = digests[digest] - 1
-        if left:
-            digests[digest] = left
-        else:
-            del digests[digest]
+    def _uncount(self, sequence: tuple[PrefixMark, ...]) -> None:
+        digests = self._digests
+        for digest, _ in sequence:
+            left = digests[digest] - 1
+            if left:
+                digests[digest] = left
+            else:
+                del digests[digest]

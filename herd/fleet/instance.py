@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from math import exp
 from typing import Literal, NamedTuple
 
-from herd.fleet.held import NOTHING_HELD, Held
+from herd.fleet.held import NOTHING_HELD, Held, PromptCache
 from herd.fleet.snapshot import (
     INSTANCE_FIXED,
     NO_ARRIVALS,
@@ -153,13 +153,13 @@ class Instance:
         "delisted",
         "facts",
         "guess",
-        "held",
         "key",
         "last_used_s",
         "listed",
         "loading_since_s",
         "node_id",
         "place",
+        "prompts",
         "rates",
         "reloads_from",
         "running",
@@ -183,7 +183,7 @@ class Instance:
         self.running: dict[object, Running] = {}
         self.settling: dict[object, tuple[float, float]] = {}
         """Slots of cancelled requests: since when, and until when at the latest."""
-        self.held: Held = NOTHING_HELD
+        self.prompts = PromptCache()
         self.arrival = NO_ARRIVALS
         self.last_used_s = 0.0
         self.bad_until_s = 0.0
@@ -249,7 +249,7 @@ class Instance:
             self.state_before_load = None
             self.reloads_from = None
         if self.state == "hot" and state != "hot":
-            self.held = NOTHING_HELD
+            self.prompts.clear()
         self.state = state
 
     def start(self, token: object, running: Running, prefixes: tuple[PrefixMark, ...], slots: int) -> None:
@@ -263,7 +263,7 @@ class Instance:
         self.last_used_s = now_s
         self.arrival = arrived(self.arrival, now_s)
         if prefixes:
-            self.held = self.held.with_sequence(prefixes, slots)
+            self.prompts.add(prefixes, slots)
 
     def reloads(self, context_tokens: int | None, now_s: float) -> None:
         """A request is about to go in for which the backend loads it anew, with so much context."""
@@ -298,13 +298,13 @@ class Instance:
 
     def forget_sequence(self, prefixes: tuple[PrefixMark, ...]) -> None:
         """It never got into the prompt cache."""
-        self.held = self.held.without(prefixes)
+        self.prompts.remove(prefixes)
 
     def unlist(self) -> bool:
         """The node does not list it any more; work in its slots stays. Whether anything of it was changed."""
-        changed = self.listed or self.held is not NOTHING_HELD
+        changed = self.listed or self.prompts.held is not NOTHING_HELD
         self.listed = False
-        self.held = NOTHING_HELD
+        self.prompts.clear()
         return changed
 
     @property
@@ -369,7 +369,7 @@ class Instance:
             tuple([until_s for _, until_s in settling.values()]) if settling else (),
             self.arrival,
             self.last_used_s,
-            self.held,
+            self.prompts.held,
         )
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from herd.fleet.held import NOTHING_HELD, Held
+from herd.fleet.held import NOTHING_HELD, PromptCache
 from herd.fleet.instance import arrived, merge
 from herd.fleet.registry import AttemptResult
 from herd.fleet.snapshot import ArrivalRate
@@ -211,10 +211,10 @@ def test_what_a_node_lists_is_told_for_the_database_and_remembered_nodes_are_dro
 # ---- held sequences and arrivals ------------------------------------------------------------------------
 
 
-def held(*sequences: tuple[PrefixMark, ...], slots: int = 2) -> Held:
-    here = NOTHING_HELD
+def cache(*sequences: tuple[PrefixMark, ...], slots: int = 2) -> PromptCache:
+    here = PromptCache()
     for sequence in sequences:
-        here = here.with_sequence(sequence, slots)
+        here.add(sequence, slots)
     return here
 
 
@@ -228,41 +228,46 @@ def common_tokens(one: tuple[PrefixMark, ...], other: tuple[PrefixMark, ...]) ->
 
 @given(st.lists(st.tuples(prompts, st.booleans()), max_size=12), prompts, st.integers(1, 4))
 def test_what_is_held_is_found_whatever_came_and_went(history, asked, slots):
-    here, plain = NOTHING_HELD, []
+    here, plain = PromptCache(), []
     for prompt, failed in history:
-        before = here, here.sequences, dict(here.digests)
-        here = here.with_sequence(prompt, slots)
+        before = here.held, dict(here.held.digests)
+        here.add(prompt, slots)
         plain = [old for old in plain if prompt[: len(old)] != old]
         plain = [*plain, prompt][-slots:]
         if failed:
-            here = here.without(prompt)
+            here.remove(prompt)
             plain.remove(prompt)
-        assert (before[0].sequences, before[0].digests) == before[1:], "a value that was handed out changed"
+        assert before[0].digests == before[1], "a value that was handed out changed"
+        assert here.held is here.held
         assert here.sequences == tuple(plain)
-        assert here.prefix_tokens(asked) == max((common_tokens(asked, old) for old in plain), default=0.0)
+        longest = max((common_tokens(asked, old) for old in plain), default=0.0)
+        assert here.held.prefix_tokens(asked) == longest
         assert here.starts_like(asked) == any(old[0].digest == asked[0].digest for old in plain)
 
 
 def test_an_equal_sequence_that_came_later_is_not_forgotten():
     first, again = marks("s", "a"), marks("s", "a")
-    assert held(first, again).without(first).sequences == (again,)
-    assert held(first).without(()).sequences == (first,)
+    both, one = cache(first, again), cache(first)
+    both.remove(first)
+    one.remove(())
+    assert both.sequences == (again,)
+    assert one.sequences == (first,)
 
 
 def test_a_new_sequence_replaces_the_one_it_extends_and_the_last_slots_stay():
     one, two = marks("s", "a"), marks("s", "b")
     longer = marks("s", "a", "answer", "c")
-    assert held(one, two, longer).sequences == (two, longer)
-    assert held(one, two, marks("s", "c")).sequences == (two, marks("s", "c"))
-    assert held(longer, one).sequences == (longer, one)
-    assert held(one, one).sequences == (one,)
+    assert cache(one, two, longer).sequences == (two, longer)
+    assert cache(one, two, marks("s", "c")).sequences == (two, marks("s", "c"))
+    assert cache(longer, one).sequences == (longer, one)
+    assert cache(one, one).sequences == (one,)
 
 
 def test_a_sequence_is_held_from_the_start_and_forgotten_at_unload():
     registry = online(model())
     prompt = marks("s", "a")
     token = start(registry, 1.0, prefixes=prompt)
-    assert registry.instance("attic", KEY).held.sequences == (prompt,)
+    assert set(registry.instance("attic", KEY).held.digests) == {mark.digest for mark in prompt}
     registry.end_attempt(token, 2.0, AttemptResult(ok=True))
     registry.on_beat(beat("attic", model(state="warm", unloaded_s_ago=1.0)), "10.0.0.5", 10.0)
     assert registry.instance("attic", KEY).held == NOTHING_HELD

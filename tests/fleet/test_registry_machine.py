@@ -259,7 +259,8 @@ class RegistryMachine(RuleBasedStateMachine):
             for one in node.instances:
                 assert not one.running or one.state in ("hot", "loading")
                 assert one.slots >= 1
-                assert len(one.held.by_last) <= 2
+                own = self.registry._nodes[node.node_id].instances[one.key]
+                assert len(own.prompts.sequences) <= 2
                 assert (one.loading_since_s is not None) == (one.state == "loading")
 
 

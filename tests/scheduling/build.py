@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from herd.fleet.held import NOTHING_HELD, Held
+from herd.fleet.held import Held, PromptCache
 from herd.fleet.snapshot import (
     FleetSnapshot,
     InstanceView,
@@ -38,10 +38,10 @@ def run(ago_s: float = 0.4, first_ago_s: float | None = None) -> Running:
 
 def holding(*sequences: tuple[PrefixMark, ...]) -> Held:
     """A prompt cache in which these sequences lie, oldest first."""
-    held = NOTHING_HELD
+    cache = PromptCache()
     for sequence in filter(None, sequences):
-        held = held.with_sequence(sequence, len(sequences))
-    return held
+        cache.add(sequence, len(sequences))
+    return cache.held
 
 
 def instance(
