@@ -317,7 +317,7 @@ class Router:
 
     def _react(self) -> None:
         """The fleet may have changed: say what people want to know, and plan those who wait."""
-        for event in self.registry.drain_events():
+        for event in self.registry.drain_events((NodeChanged,)):
             if isinstance(event, NodeChanged):
                 _log.info(
                     "node %s is %s%s",

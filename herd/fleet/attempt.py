@@ -34,6 +34,11 @@ class AttemptResult(NamedTuple):
     est_tokens: float | None = None
     """Estimated prompt tokens before the model's correction; None: the last prefix mark says it."""
 
+    @property
+    def timed(self) -> bool:
+        """Whether it says anything about speed: `sample` is empty of seconds otherwise."""
+        return not (self.ttft_s is self.prefill_ms is self.decode_ms is self.load_s is None)
+
 
 class AttemptToken:
     """A slot that is taken. Opaque: it is made, handed back, and compared by identity."""
@@ -43,7 +48,6 @@ class AttemptToken:
         "company",
         "ended",
         "instance",
-        "model",
         "node",
         "prefixes",
         "running",
@@ -56,7 +60,6 @@ class AttemptToken:
         self.node = node
         self.instance = instance
         self.running = running
-        self.model = running.model
         self.prefixes = prefixes
         self.was: InstanceState = instance.state
         self.company = node.company

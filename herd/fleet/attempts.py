@@ -33,7 +33,7 @@ class Attempts(Book):
         """Take a slot. Whether one is free is the planner's business; KeyError: the instance is not known."""
         node = self._nodes[node_id]
         instance = node.instances[instance_key]
-        running = Running(request_id, model, now_s, None, prefill_s, out_tokens)
+        running = tuple.__new__(Running, (request_id, model, now_s, None, prefill_s, out_tokens))
         token = AttemptToken(node, instance, running, prefixes)
         instance.start(token, running, prefixes, instance.loaded_slots(self._slots_default))
         node.attempts.add(token)
@@ -44,8 +44,7 @@ class Attempts(Book):
         node.count_busy(now_s)
         self._last_sent_s[model] = now_s
         if instance.state != token.was:
-            self._touch(node, instance)
-            self._events.append((ModelChanged, node_id, instance_key, instance.state))
+            self._changed_state(node, instance)
         else:
             self._worked(node, instance)
         self._events.append((AttemptStarted, node_id, instance_key, request_id))
@@ -56,8 +55,7 @@ class Attempts(Book):
         node = self._nodes[node_id]
         instance = node.instances[instance_key]
         instance.reloads(context_tokens, now_s)
-        self._touch(node, instance)
-        self._events.append((ModelChanged, node_id, instance_key, instance.state))
+        self._changed_state(node, instance)
 
     def evict(self, node_id: str, instance_keys: Iterable[str], now_s: float) -> None:
         """A load that was just started pushes these out: they are warm before a beat can say so."""
@@ -65,8 +63,7 @@ class Attempts(Book):
         for key in instance_keys:
             instance = node.instances.get(key)
             if instance is not None and instance.evicted(now_s):
-                self._touch(node, instance)
-                self._events.append((ModelChanged, node_id, key, instance.state))
+                self._changed_state(node, instance)
 
     def first_record(self, token: AttemptToken, now_s: float) -> None:
         """The first content record came: the model is hot, whatever the last beat said."""
@@ -74,9 +71,11 @@ class Attempts(Book):
         if token.ended or first_s is not None:
             return
         node, instance = token.node, token.instance
-        token.running = Running(request_id, model, started_s, now_s, prefill_s, out_tokens)
-        instance.running[token] = token.running
-        if not self._proved_hot(node, instance, now_s):
+        running = tuple.__new__(Running, (request_id, model, started_s, now_s, prefill_s, out_tokens))
+        token.running = instance.running[token] = running
+        if instance.proved_hot(now_s):
+            self._changed_state(node, instance)
+        else:
             self._worked(node, instance)
         self._events.append((AttemptFirstRecord, node.node_id, instance.key, request_id))
 
@@ -95,7 +94,8 @@ class Attempts(Book):
             instance.settling[token] = (now_s, now_s + outcome.settle_s)
             self._remind(now_s + outcome.settle_s, instance)
         if outcome.ok:
-            self._proved_hot(node, instance, now_s)
+            if instance.proved_hot(now_s):
+                self._changed_state(node, instance)
             self._learn(token, outcome)
         elif not outcome.cancelled and token.running.first_record_s is None:
             self._never_began(token, now_s)
@@ -124,31 +124,26 @@ class Attempts(Book):
         if ended:
             self._freed(node, instance)
 
-    def _proved_hot(self, node: Node, instance: Instance, now_s: float) -> bool:
-        """Whether that was news."""
-        if not instance.proved_hot(now_s):
-            return False
+    def _changed_state(self, node: Node, instance: Instance) -> None:
         self._touch(node, instance)
         self._events.append((ModelChanged, node.node_id, instance.key, instance.state))
-        return True
 
     def _never_began(self, token: AttemptToken, now_s: float) -> None:
         node, instance = token.node, token.instance
         instance.forget_sequence(token.prefixes)
         if instance.load_failed(now_s):
-            self._touch(node, instance)
-            self._events.append((ModelChanged, node.node_id, instance.key, instance.state))
+            self._changed_state(node, instance)
 
     # ---- learning -----------------------------------------------------------------------------------------
 
     def _learn(self, token: AttemptToken, outcome: AttemptResult) -> None:
-        instance, model = token.instance, token.model
+        instance, model = token.instance, token.running.model
         est_tokens = outcome.est_tokens or (token.prefixes[-1].tokens if token.prefixes else 0.0)
-        tokens = outcome.completion_tokens or 0, outcome.prompt_tokens or 0
-        stats = self.rates.learn_answer(model, *tokens, est_tokens)
+        out_tokens, prompt_tokens = outcome.completion_tokens or 0, outcome.prompt_tokens or 0
+        stats = self.rates.learn_answer(model, out_tokens, prompt_tokens, est_tokens)
         if stats is not None and self._stats.get(model) is not stats:
             self._learned(model, stats)
-        if token.alone:
+        if outcome.timed and token.alone:
             node_id, key, guess = instance.node_id, instance.facts.rates_key, instance.guess
             if self.rates.learn(node_id, key, sample(token, outcome), guess):
                 instance.rates = self.rates.rates(node_id, key, guess)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
-from herd.fleet.events import Event, InstanceFreed, NodeChanged
+from herd.fleet.events import EVENT_TYPES, Event, InstanceFreed, NodeChanged
 from herd.fleet.instance import Instance
 from herd.fleet.node import Cause, next_status
 from herd.fleet.rates import EMBEDDING_STATS, LearnedRates
@@ -61,9 +61,12 @@ class Book:
         self._last_sent_s: dict[str, float] = {}
         self._snapshot: FleetSnapshot | None = None
 
-    def drain_events(self) -> list[Event]:
-        """What happened since the last call. Of more than MAX_EVENTS only the last ones are kept."""
-        events: list[Event] = [kind(*fields) for kind, *fields in self._events]
+    def drain_events(self, of: Collection[type[Event]] = EVENT_TYPES) -> list[Event]:
+        """What happened since the last call, of these types. Of more than MAX_EVENTS only the last are kept.
+
+        What nobody wants is thrown away without having been made.
+        """
+        events: list[Event] = [event[0](*event[1:]) for event in self._events if event[0] in of]
         self._events.clear()
         return events
 
@@ -140,6 +143,9 @@ class Book:
 
     def _worked(self, node: Node, instance: Instance) -> None:
         """Work came or went, and that is all that changed: the cheap half of `_touch`."""
+        if instance.worked and self._snapshot is None:
+            self.version += 1  # all else was said before, and nobody has looked since
+            return
         if instance.listed and not instance.delisted:
             self._views.worked(node, instance)
         else:

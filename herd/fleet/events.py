@@ -5,7 +5,7 @@ Events say that something changed, never what to do: whoever wakes takes a new s
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias, get_args
 
 from herd.fleet.snapshot import InstanceState, NodeStatus
 
@@ -70,3 +70,5 @@ Event: TypeAlias = (
     | AttemptEnded
     | InstanceFreed
 )
+
+EVENT_TYPES: frozenset[type[Event]] = frozenset(get_args(Event))

@@ -1,8 +1,8 @@
 """What lies in an instance's prompt cache, as far as the router can know: the sequences it was sent last.
 
 `PromptCache` is the registry's own and changes with every request; `Held` is what a view shows of it, a value
-that is replaced and never changed. Digests are chained, so one digest stands for the whole prompt up to there,
-and whoever passes through it passes through all before it.
+that is replaced and never changed. Digests are chained, so one digest stands for the whole prompt up to
+there, and whoever passes through it passes through all before it.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ class PromptCache:
         """Last digest -> sequence, newest last."""
         self._digests: dict[bytes, int] = {}
         self._held: Held | None = NOTHING_HELD
-        """None when it is out of date."""
+        """What was handed out of `_digests` as it is; None: nothing, so it may be changed in place."""
 
     @property
     def held(self) -> Held:
         """The same object until a sequence comes or goes."""
         held = self._held
         if held is None:
-            held = self._held = Held(self._digests.copy()) if self._digests else NOTHING_HELD
+            held = self._held = Held(self._digests) if self._digests else NOTHING_HELD
         return held
 
     @property
@@ -63,33 +63,34 @@ class PromptCache:
 
     def add(self, new: tuple[PrefixMark, ...], slots: int) -> None:
         """`new`, which is not empty, replaces what it extends; the last `slots` stay."""
-        by_last, digests = self._by_last, self._digests
-        self._held = None
+        by_last, digests = self._by_last, self._changeable()
         last = b""
         for last, _ in new:
             if last in by_last:
-                self._uncount(by_last.pop(last))
+                _uncount(by_last.pop(last), digests)
             digests[last] = digests.get(last, 0) + 1
         by_last[last] = new
         while len(by_last) > slots:
-            self._uncount(by_last.pop(next(iter(by_last))))
+            _uncount(by_last.pop(next(iter(by_last))), digests)
 
     def remove(self, sequence: tuple[PrefixMark, ...]) -> None:
         """This very sequence; an equal one that came later stays."""
         if sequence and self._by_last.get(sequence[-1].digest) is sequence:
-            self._held = None
-            self._uncount(self._by_last.pop(sequence[-1].digest))
+            _uncount(self._by_last.pop(sequence[-1].digest), self._changeable())
 
     def clear(self) -> None:
-        self._by_last.clear()
-        self._digests.clear()
-        self._held = NOTHING_HELD
+        self._by_last, self._digests, self._held = {}, {}, NOTHING_HELD
 
-    def _uncount(self, sequence: tuple[PrefixMark, ...]) -> None:
-        digests = self._digests
-        for digest, _ in sequence:
-            left = digests[digest] - 1
-            if left:
-                digests[digest] = left
-            else:
-                del digests[digest]
+    def _changeable(self) -> dict[bytes, int]:
+        if self._held is not None:
+            self._digests, self._held = self._digests.copy(), None
+        return self._digests
+
+
+def _uncount(sequence: tuple[PrefixMark, ...], digests: dict[bytes, int]) -> None:
+    for digest, _ in sequence:
+        left = digests[digest] - 1
+        if left:
+            digests[digest] = left
+        else:
+            del digests[digest]

@@ -29,6 +29,7 @@ from herd_node.protocol.names import canonical
 #: How long ago a model may have been unloaded and still lie in the page cache.
 WARM_S = 1800.0
 ARRIVAL_TAU_S = 300.0
+_ARRIVAL_PER_S = 1.0 / ARRIVAL_TAU_S
 #: A beat may have been written before what we saw ourselves: for so long our own eyes count more.
 EVIDENCE_S = 5.0
 #: A load that we asked for is believed to go on for so many times its estimate, whatever the beats say.
@@ -377,4 +378,4 @@ def arrived(rate: ArrivalRate, now_s: float) -> ArrivalRate:
     """One more arrival in a rate whose memory is 300 s."""
     per_s, at_s = rate
     faded = per_s * exp((at_s - now_s) / ARRIVAL_TAU_S) if now_s > at_s else per_s
-    return ArrivalRate(faded + 1.0 / ARRIVAL_TAU_S, now_s)
+    return tuple.__new__(ArrivalRate, (faded + _ARRIVAL_PER_S, now_s))

@@ -137,9 +137,9 @@ class Node:
         value, at_s, busy_now = self.busy
         if busy_now == bool(self.attempts):
             return
-        kept = exp(-max(0.0, now_s - at_s) / BUSY_TAU_S)
+        kept = exp((at_s - now_s) / BUSY_TAU_S) if now_s > at_s else 1.0
         value = 1.0 - (1.0 - value) * kept if busy_now else value * kept
-        self.busy = BusyShare(value, now_s, not busy_now)
+        self.busy = tuple.__new__(BusyShare, (value, now_s, not busy_now))
 
     def current_view(self, defaults: Mapping[str, int]) -> NodeView:
         """What work changes is made anew; the rest only after `view` was set to None."""
@@ -147,11 +147,10 @@ class Node:
         if view is None:
             view = self.view = self._make_view(defaults)
         else:
-            instances = view.instances
+            instances = list(view.instances)
             for instance in self.worked:
-                at = instance.place
-                instances = (*instances[:at], instance.current_view(defaults), *instances[at + 1 :])
-            work = (instances, self.busy, self.last_chosen_s)
+                instances[instance.place] = instance.current_view(defaults)
+            work = (tuple(instances), self.busy, self.last_chosen_s)
             view = self.view = tuple.__new__(NodeView, view[:NODE_FIXED] + work)
         self.worked.clear()
         return view

@@ -60,9 +60,8 @@ class Views:
                 worked = (before, nodes, tuple(touched))
             touched.clear()
         online = bool(self._online)
-        return FleetSnapshot(
-            self._nodes, self._listing, remembered, stats, waiting, online, last_sent_s, worked
-        )
+        seen = (self._nodes, self._listing, remembered, stats, waiting, online, last_sent_s, worked)
+        return tuple.__new__(FleetSnapshot, seen)  # past the generated constructor: once a request
 
     def _note(self, view: NodeView) -> None:
         """What only a new view can change: whether it is online, and what it lists."""
