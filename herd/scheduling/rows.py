@@ -7,6 +7,7 @@ it is the one mutable thing of this package, and a decision without one is the s
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from itertools import accumulate, compress, count
 from operator import is_not
 from typing import NamedTuple
@@ -89,17 +90,23 @@ def next_row(
 
     `only_work`: it is known that the views differ in nothing else; otherwise they are compared.
     """
-    where = row.where
-    if (
-        row.plain
-        and where is not None
-        and not instance.settling_until_s
-        and now_s >= row.made_s
-        and (only_work or _differ_in_work_only(row, node, instance))
-    ):
-        where, line = after_work(where, node, instance, policy, now_s)
-        return Row(node, instance, where, line, None, (), True, now_s, now_s + policy.row_age_s)
+    if only_work or _differ_in_work_only(row, node, instance):
+        after = row_after_work(row, node, instance, policy, now_s)
+        if after is not None:
+            return after
     return make_row(node, instance, needs, snapshot, policy, now_s)
+
+
+def row_after_work(
+    row: Row, node: NodeView, instance: InstanceView, policy: Policy, now_s: float
+) -> Row | None:
+    """The short way, for views that differ in work only; None where there is none."""
+    _, _, where, _, _, _, plain, made_s, _ = row
+    if not plain or where is None or now_s < made_s or instance.settling_until_s:
+        return None
+    where, line = after_work(where, node, instance, policy, now_s)
+    after = (node, instance, where, line, None, (), True, now_s, now_s + policy.row_age_s)
+    return tuple.__new__(Row, after)  # past the generated constructor: a few times a request
 
 
 def _differ_in_work_only(row: Row, node: NodeView, instance: InstanceView) -> bool:
@@ -199,13 +206,16 @@ class Kept:
         return after
 
     def _look_at_changed(self, snapshot: FleetSnapshot, policy: Policy, now_s: float) -> None:
-        nodes, worked, at_of = snapshot.nodes, snapshot.worked, self._at_of
-        only_work = worked is not None and worked[0] is self._nodes and worked[1] is nodes
-        if worked is not None and only_work:
-            changed = [at_of[node_id] for node_id in worked[2] if node_id in at_of]
+        nodes, worked = snapshot.nodes, snapshot.worked
+        self.from_s = now_s
+        if worked is not None and worked[0] is self._nodes and worked[1] is nodes:
+            changed, only_work = self._look_at_worked(nodes, worked[2], policy, now_s), True
+            if not changed:
+                return
         else:
             views = map(nodes.__getitem__, self.ids)
             changed = list(compress(count(), map(is_not, views, [row.node for row in self.rows])))
+            only_work = False
         rows, needs, places, ids = self.rows, self._needs, self._places, self.ids
         sums_hold = rates_hold = True
         for at in changed:
@@ -220,11 +230,36 @@ class Kept:
             self.lines[self.line_at[at]] = row.line
             if before.instance.rates is not row.instance.rates:
                 rates_hold = False
-        self.from_s = now_s
         if not sums_hold:
             self._sum_up()
         elif not rates_hold:
             self.fastest_step_s = self._fastest_step_s()
+
+    def _look_at_worked(
+        self, nodes: Mapping[str, NodeView], node_ids: Iterable[str], policy: Policy, now_s: float
+    ) -> list[int]:
+        """Rows of nodes where only work came or went, by the short way; the places of those that have none.
+
+        All that is the same for every decision stays as it is, but for the fastest step.
+        """
+        rows, at_of, places, others = self.rows, self._at_of, self._places, []
+        rates_hold = True
+        for node_id in node_ids:
+            at = at_of.get(node_id)
+            if at is None:
+                continue
+            node, before = nodes[node_id], rows[at]
+            instance = node.instances[places[at][1]]
+            row = row_after_work(before, node, instance, policy, now_s)
+            if row is None or row.line is None:
+                others.append(at)
+                continue
+            rows[at], self.lines[self.line_at[at]] = row, row.line
+            if before.instance.rates is not instance.rates:
+                rates_hold = False
+        if not rates_hold:
+            self.fastest_step_s = self._fastest_step_s()
+        return others
 
     def _look_at_restless(self, snapshot: FleetSnapshot, policy: Policy, now_s: float) -> None:
         stale = [at for at in self._restless if not is_fresh(self.rows[at], snapshot, now_s)]

@@ -249,10 +249,11 @@ def cards(ranking: Ranking, ask: Ask, policy: Policy, now_s: float) -> tuple[Sco
             made.append(ScoreCard(node_id, values, signals.total(values, where.late, policy)))
             continue
         per_token_s, step_s, queue_p, queue_d, price, free, _, late = calm
-        uncached = max(0.0, tokens - cached * correction) if cached else tokens
+        uncached = tokens - cached * correction
+        uncached = uncached if uncached > 0.0 else 0.0
         p, d = PREFILL_OVERHEAD_S + uncached * per_token_s, out_tokens * step_s
         queue = scale * (queue_p * p + queue_d * d)
-        wait = scale * (p + free.rest_s(now_s) if free is not None else p)
+        wait = scale * (p if free is None else p + free.rest_s(now_s))
         role = scale * (d - fastest_s)
         trend = scale * (price * (p + d))
         queue = 0.0 - queue if queue < 30.0 else -30.0
