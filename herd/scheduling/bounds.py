@@ -20,10 +20,11 @@ _REPLACEABLE = frozenset({"chat", "generate", "responses"})
 
 def needs_of(request: InferenceRequest, model: str, history: History, snapshot: FleetSnapshot) -> Needs:
     """What decides where a request may go if `model` is to serve it."""
-    if request.route.kind != "completion":
-        return Needs(model, request.needs, request.wanted_context_tokens, request.only)
-    prompts = history.prompts or _prompts_of_holders(request, snapshot)
-    return Needs(model, request.needs, request.wanted_context_tokens, request.only, prompts)
+    prompts = None
+    if request.route.kind == "completion":
+        prompts = history.prompts or _prompts_of_holders(request, snapshot)
+    needs = (model, request.needs, request.wanted_context_tokens, request.only, prompts)
+    return tuple.__new__(Needs, needs)
 
 
 def _prompts_of_holders(request: InferenceRequest, snapshot: FleetSnapshot) -> Prompts | None:

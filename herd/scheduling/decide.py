@@ -9,6 +9,7 @@ from typing import NamedTuple
 from herd.fleet.snapshot import FleetSnapshot, InstanceView, NodeView
 from herd.request import InferenceRequest
 from herd.scheduling.bounds import holders_of, may_be_replaced, needs_of
+from herd.scheduling.context import AS_ASKED
 from herd.scheduling.eligibility import (
     REASONS,
     Hope,
@@ -70,7 +71,7 @@ def decide(request: InferenceRequest, history: History, moment: Moment) -> Decis
 def _look(request: InferenceRequest, model: str, index: int, history: History, moment: Moment) -> Look:
     needs = needs_of(request, model, history, moment.snapshot)
     ask = ask_of(request, model, moment.snapshot, moment.policy)
-    return Look(index, needs, ask, rank(needs, ask, history.tried, moment))
+    return tuple.__new__(Look, (index, needs, ask, rank(needs, ask, history.tried, moment)))
 
 
 def _serve(request: InferenceRequest, look: Look, history: History, moment: Moment) -> Decision:
@@ -137,13 +138,13 @@ def _is_ready(look: Look, moment: Moment) -> bool:
 
 def _attempt(look: Look, moment: Moment) -> Attempt:
     place, needs, ask, ranking = look
-    policy, now_s = moment.policy, moment.now_s
+    _, policy, now_s, _, _ = moment
     _, _, node_id, instance_key, where, cached = ranking.found[0]
     late_s = degraded_s(ranking.unit, policy) if where.late else 0.0
     cost = cost_of(where, ask, cached, now_s, late_s)
     made = cards(ranking, ask, policy, now_s)
     idle = where.victims.idle
-    return Attempt(
+    attempt = (
         node_id,
         instance_key,
         needs.model,
@@ -156,7 +157,10 @@ def _attempt(look: Look, moment: Moment) -> Attempt:
         cost.prefill,
         ask.out_tokens,
         tuple([x.key for x in idle]) if idle else (),
+        AS_ASKED,
+        None,
     )
+    return tuple.__new__(Attempt, attempt)  # past the generated constructor; a test reads each field
 
 
 def _excluded(look: Look, moment: Moment) -> tuple[Exclusion, ...]:

@@ -212,7 +212,7 @@ def ask_of(request: InferenceRequest, model: str, snapshot: FleetSnapshot, polic
     context = tokens + out_tokens
     if wanted is not None and wanted > context:
         context = float(wanted)
-    return Ask(tokens, correction, out_tokens, context, wanted, request.prefixes)
+    return tuple.__new__(Ask, (tokens, correction, out_tokens, context, wanted, request.prefixes))
 
 
 def cached_prefix_tokens(asked: Sequence[PrefixMark], instance: InstanceView) -> float:
@@ -227,8 +227,9 @@ def cached_tokens(request: InferenceRequest, instance: InstanceView) -> float:
 
 def prefill_decode_s(rates: Rates, ask: Ask, cached: float) -> tuple[float, float]:
     """p and d. `cached` is uncorrected."""
-    uncached = max(0.0, ask.tokens - cached * ask.correction)
-    return PREFILL_OVERHEAD_S + uncached / rates.prefill_tokens_per_s, ask.out_tokens * rates.step_s
+    uncached = ask.tokens - cached * ask.correction
+    p = PREFILL_OVERHEAD_S + (uncached if uncached > 0.0 else 0.0) / rates.prefill_tokens_per_s
+    return p, ask.out_tokens * rates.step_s
 
 
 def service_s(ask: Ask, instances: Iterable[InstanceView]) -> float | None:

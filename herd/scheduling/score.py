@@ -159,7 +159,8 @@ def rank(needs: Needs, ask: Ask, tried: frozenset[str], moment: Moment) -> Ranki
     unit = signals.unit_s(found[0][0])
     if kept.some_late:
         found = sorted(_with_lateness(found, unit, policy))
-    return Ranking(found[:MAX_CANDIDATES], excluded, unit, ask.out_tokens * fastest_step_s)
+    del found[MAX_CANDIDATES:]
+    return tuple.__new__(Ranking, (found, excluded, unit, ask.out_tokens * fastest_step_s))
 
 
 def _weigh(lines: list[Line], ask: Ask, now_s: float, keep_all: bool) -> tuple[list[Found], list[Exclusion]]:

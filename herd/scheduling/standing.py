@@ -363,20 +363,21 @@ def _after_claims(rests_s: tuple[float, ...], slots: int, claims: int, e: float)
 
 def parts_of(where: Standing, ask: Ask, cached: float, now_s: float) -> Parts:
     """load, evict, queue, wait, p, d, price and context, as docs/scheduling.md §1 names them."""
-    p, d = prefill_decode_s(where.rates, ask, cached)
+    rates = where.rates
+    p, d = prefill_decode_s(rates, ask, cached)
     e = p + d
     queue = where.queue_p * p + where.queue_d * d
     wait = where.blocked_s + where.rounds * e
     if where.full:
         wait += wait_for_slot_s(where, e, now_s)
-    context = where.rates.load_warm_s if ask.context_tokens > where.context_limit else 0.0
+    context = rates.load_warm_s if ask.context_tokens > where.context_limit else 0.0
     return where.load_s, where.evict_s, queue, wait, p, d, e * where.price_per_s, context
 
 
 def cost_of(where: Standing, ask: Ask, cached: float, now_s: float, degraded_s: float = 0.0) -> Cost:
     """The parts of T, and their sum."""
     parts = parts_of(where, ask, cached, now_s)
-    return Cost(*parts, degraded_s, sum(parts) + degraded_s)
+    return tuple.__new__(Cost, (*parts, degraded_s, sum(parts) + degraded_s))
 
 
 def cost(
