@@ -32,8 +32,12 @@ class ScoreCard(NamedTuple):
     """One candidate's score. `by_signal` has the seven values in the order of SIGNALS."""
 
     node_id: str
-    by_signal: tuple[float, ...]
     total: float
+    by_signal: tuple[float, ...]
+
+
+Card = tuple[str, float, tuple[float, ...]]
+"""The same as a plain tuple, which is written to its column as it is: eight a request."""
 
 
 class Exclusion(NamedTuple):
@@ -74,6 +78,6 @@ class Trace(NamedTuple):
     agent_version: str | None = None
     fallback_used: bool = False
     card: ScoreCard | None = None
-    candidates: tuple[ScoreCard, ...] = ()
+    candidates: tuple[Card, ...] = ()
     excluded: tuple[Exclusion, ...] = ()
     tags: tuple[str, ...] = ()

@@ -14,8 +14,8 @@ WALL_S = 1_790_000_000.0
 
 def trace(request_id: str = "a" * 24, attempt: int = 1, **fields: Any) -> Trace:
     """A completed attempt, unless told otherwise."""
-    card = ScoreCard("den", (50.0, 20.0, 0.0, -3.5, 15.0, 10.0, 15.0), 106.5)
-    other = ScoreCard("attic", (20.0, 20.0, -1.0, -2.0, 7.0, 10.0, 15.0), 69.0)
+    card = ScoreCard("den", 106.5, (50.0, 20.0, 0.0, -3.5, 15.0, 10.0, 15.0))
+    other = ScoreCard("attic", 69.0, (20.0, 20.0, -1.0, -2.0, 7.0, 10.0, 15.0))
     made = Trace(
         request_id=request_id,
         attempt=attempt,

@@ -10,7 +10,7 @@ from herd.fleet.registry import AttemptResult, AttemptToken
 from herd.proxy.calls import Peer
 from herd.request import InferenceRequest
 from herd.scheduling.plan import Attempt, Reject
-from herd.trace import ScoreCard, Status, Trace
+from herd.trace import Card, Status, Trace
 
 
 class Sent(NamedTuple):
@@ -74,7 +74,7 @@ def trace(
     reject: Reject | None,
 ) -> Trace:
     """One row. Without `sent` it is a request that never reached a node: refused, or its client left."""
-    candidates: tuple[ScoreCard, ...] = ()
+    candidates: tuple[Card, ...] = ()
     if sent is None:
         step, card, model, instead = None, None, request.chain[0], False
         excluded = reject.excluded if reject is not None else ()

@@ -25,7 +25,7 @@ from herd.scheduling.signals import degraded_s
 from herd.scheduling.standing import cost_of
 from herd.scheduling.standins import is_cold, standins
 from herd.scheduling.steps import Attempt, History, Hold, Reject, Step, Wait
-from herd.trace import Exclusion
+from herd.trace import Exclusion, ScoreCard
 from herd_node.protocol.routes import OFFERED_BY
 
 MAX_EXCLUSIONS = 64
@@ -149,7 +149,7 @@ def _attempt(look: Look, moment: Moment) -> Attempt:
         instance_key,
         needs.model,
         place,
-        made[0],
+        tuple.__new__(ScoreCard, made[0]),
         made,
         _excluded(look, moment),
         cost,

@@ -30,7 +30,7 @@ def lookup(
         ]
         if able:
             _, node_id, instance = min(able, key=lambda row: row[:2])
-            card = ScoreCard(node_id, (), 0.0)
+            card = ScoreCard(node_id, 0.0, ())
             step = Attempt(node_id, instance.key, name, index, card, (), (), _FREE, 0.0, 0.0, 0.0)
             return step, instance
     return None

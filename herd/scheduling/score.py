@@ -27,7 +27,7 @@ from herd.scheduling.standing import (
     standing,
     wait_for_slot_s,
 )
-from herd.trace import Exclusion, ScoreCard
+from herd.trace import Card, Exclusion
 
 MAX_CANDIDATES = 8
 #: When so many may be among the best, all but the best are let go of.
@@ -233,21 +233,21 @@ def _with_lateness(found: list[Found], unit: float, policy: Policy) -> list[Foun
     return [(x[0] + late_s, *x[1:]) if x[4].late else x for x in found]
 
 
-def cards(ranking: Ranking, ask: Ask, policy: Policy, now_s: float) -> tuple[ScoreCard, ...]:
+def cards(ranking: Ranking, ask: Ask, policy: Policy, now_s: float) -> tuple[Card, ...]:
     """The candidates' T as seven signals each, best first.
 
     Eight a request, so the calm ones are done in longhand: nothing is loaded or evicted, and context is lost
     nowhere. `by_signal` says the same for all; a test holds the two equal.
     """
     found, _, unit, fastest_s = ranking
-    card_of = tuple.__new__  # half of what the class's own constructor takes
     tokens, correction, out_tokens, context_tokens, _, _ = ask
-    scale, late_points, made = policy.points / unit, policy.degraded_points, []
+    scale, late_points = policy.points / unit, policy.degraded_points
+    made: list[Card] = []
     for _, _, node_id, _, where, cached in found:
         calm = where.calm
         if calm is None or context_tokens > calm[6]:
             values = signals.by_signal(parts_of(where, ask, cached, now_s), unit, fastest_s, policy)
-            made.append(ScoreCard(node_id, values, signals.total(values, where.late, policy)))
+            made.append((node_id, signals.total(values, where.late, policy), values))
             continue
         per_token_s, step_s, queue_p, queue_d, price, free, _, late = calm
         uncached = tokens - cached * correction
@@ -264,7 +264,7 @@ def cards(ranking: Ranking, ask: Ask, policy: Policy, now_s: float) -> tuple[Sco
         total = 85.0 + queue + wait + role + trend
         if late:
             total -= late_points
-        made.append(card_of(ScoreCard, (node_id, (50.0, 20.0, queue, wait, role, trend, 15.0), total)))
+        made.append((node_id, total, (50.0, 20.0, queue, wait, role, trend, 15.0)))
     return tuple(made)
 
 

@@ -11,7 +11,7 @@ from herd.request import InferenceRequest
 from herd.scheduling.context import AS_ASKED, ContextUse
 from herd.scheduling.eligibility import Prompts
 from herd.scheduling.standing import Cost
-from herd.trace import Exclusion, ScoreCard
+from herd.trace import Card, Exclusion, ScoreCard
 
 
 class History(NamedTuple):
@@ -39,7 +39,7 @@ class Attempt(NamedTuple):
     model: str
     model_index: int
     card: ScoreCard
-    candidates: tuple[ScoreCard, ...]
+    candidates: tuple[Card, ...]
     """The eight best, the chosen one first."""
     excluded: tuple[Exclusion, ...]
     cost: Cost

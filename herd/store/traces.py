@@ -143,12 +143,12 @@ def prune(connection: sqlite3.Connection, before_wall_s: float, at_most: int = 5
 def row_of(trace: Trace) -> Row:
     """What is written of the trace; from here on it keeps no cards alive."""
     card, excluded, tags = trace.card, trace.excluded, trace.tags
-    cards = [(card.node_id, card.total, card.by_signal) for card in trace.candidates[:MAX_CANDIDATES]]
+    cards = trace.candidates[:MAX_CANDIDATES]
     if card is None:
-        breakdown, listed = None, orjson.dumps(cards).decode()
+        breakdown, listed = None, orjson.dumps(cards, default=tuple).decode()
     else:
         # One text, cut in two: the breakdown holds numbers alone, so the first brace that closes is its own.
-        text = orjson.dumps((_breakdown(card), cards)).decode()
+        text = orjson.dumps((_breakdown(card), cards), default=tuple).decode()
         cut = text.index("}") + 1
         breakdown, listed = text[1:cut], text[cut + 1 : -1]
     left_out = {out.node_id: out.reason for out in excluded[:MAX_EXCLUDED]} if excluded else None

@@ -293,7 +293,7 @@ def test_explain_last_shows_seven_signals_and_who_was_left_out(
 def test_explain_says_when_a_node_lost_points_for_being_late(
     router: Router, args: argparse.Namespace, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    late = ScoreCard("den", (50.0, 20.0, 0.0, 0.0, 15.0, 10.0, 15.0), 100.0)
+    late = ScoreCard("den", 100.0, (50.0, 20.0, 0.0, 0.0, 15.0, 10.0, 15.0))
     router.traces = [as_row(trace(candidates=(late,), card=late))]
     assert traces.run_explain(args) == 0
     assert "den was degraded (late with its heartbeats): 10 points off." in capsys.readouterr().out

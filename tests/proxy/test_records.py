@@ -15,7 +15,7 @@ from herd.trace import Exclusion, ScoreCard, Status, Trace
 from tests.fleet.build import model, online, start
 from tests.proxy.room_kit import cost, request
 
-CARD = ScoreCard("attic", (50.0,) * 7, 110.0)
+CARD = ScoreCard("attic", 110.0, (50.0,) * 7)
 REQUEST = request("r1", "Llama3:8B", "other")._replace(
     arrival_s=100.0,
     arrival_wall_s=5000.0,

@@ -57,7 +57,7 @@ def test_the_others_are_left_out_by_name():
     step = step_of(ask(only="a"), fleet(node("a", instance()), node("b", instance()), node("c")))
     assert isinstance(step, Attempt)
     assert step.excluded == (Exclusion("b", "not_pinned"), Exclusion("c", "model_absent"))
-    assert [card.node_id for card in step.candidates] == ["a"]
+    assert [card[0] for card in step.candidates] == ["a"]
 
 
 def test_an_endpoint_that_the_node_lacks_is_said_of_the_node():

@@ -85,7 +85,7 @@ def test_the_order_of_totals_is_that_of_total_times_when_no_signal_clips(
     asked, ranking = look(request, snapshot)
     costs = [candidate_cost(x, asked, ranking) for x in ranking.candidates]
     made = zip(costs, cards(ranking, asked, DEFAULT_POLICY, NOW), strict=True)
-    unclipped = [(cost.total, card.total) for cost, card in made if not is_clipped(card.by_signal)]
+    unclipped = [(cost.total, card[1]) for cost, card in made if not is_clipped(card[2])]
     for (sooner_s, better), (later_s, worse) in pairwise(unclipped):
         assert sooner_s <= later_s + 1e-9
         assert better >= worse - 1e-6
@@ -169,7 +169,7 @@ def test_excluded_nodes_never_appear(
     step = next_step(request, snapshot, History(tried=frozenset(tried)), DEFAULT_POLICY, NOW)
     if not isinstance(step, Attempt):
         return
-    shown = {card.node_id for card in step.candidates}
+    shown = {node_id for node_id, _, _ in step.candidates}
     assert not shown & ({exclusion.node_id for exclusion in step.excluded} | tried)
     needs = Needs(step.model, request.needs, request.wanted_context_tokens)
     for view, held in snapshot.holders[step.model]:
@@ -184,7 +184,7 @@ def test_every_known_node_is_a_candidate_or_excluded_with_a_reason(
 ) -> None:
     step = next_step(request, snapshot, NEW, DEFAULT_POLICY, NOW)
     if isinstance(step, Attempt):
-        shown = [card.node_id for card in step.candidates] + [x.node_id for x in step.excluded]
+        shown = [node_id for node_id, _, _ in step.candidates] + [x.node_id for x in step.excluded]
         assert sorted(shown) == sorted(snapshot.nodes)
 
 
@@ -309,12 +309,12 @@ def test_cards_are_the_signals_of_the_parts(
     keys = {(view.node_id, held.key): claims for view in snapshot.nodes.values() for held in view.instances}
     asked, ranking = look(request, snapshot, Claims(keys))
     made = cards(ranking, asked, DEFAULT_POLICY, NOW)
-    for x, card in zip(ranking.candidates, made, strict=True):
+    for x, (node_id, total, by_signal) in zip(ranking.candidates, made, strict=True):
         parts = parts_of(x.where, asked, x.cached, NOW)
         values = signals.by_signal(parts, ranking.unit, ranking.fastest_decode_s, DEFAULT_POLICY)
-        assert card.node_id == x.node_id
-        assert card.by_signal == pytest.approx(values, abs=1e-9)
-        assert card.total == pytest.approx(signals.total(values, x.where.late, DEFAULT_POLICY), abs=1e-9)
+        assert node_id == x.node_id
+        assert by_signal == pytest.approx(values, abs=1e-9)
+        assert total == pytest.approx(signals.total(values, x.where.late, DEFAULT_POLICY), abs=1e-9)
 
 
 @pytest.mark.parametrize("late", [False, True])

@@ -12,7 +12,7 @@ from herd.scheduling.policy import DEFAULT_POLICY, Policy
 from herd.scheduling.rows import CostTable
 from herd.scheduling.score import NO_CLAIMS, Moment, cards, rank
 from herd.scheduling.standing import Cost
-from herd.trace import SIGNALS
+from herd.trace import SIGNALS, ScoreCard
 from tests.scheduling.build import NOW, RATES, ask, candidate_cost, fleet, instance, node
 from tests.scheduling.tables import number, table
 
@@ -41,7 +41,8 @@ def test_signals_are_those_of_the_page(row: dict[str, str]) -> None:
     ranking = rank(Needs("m", request.needs, None), asked, frozenset(), moment)
     candidate = next(x for x in ranking.candidates if x.node_id == view.node_id)
     cost = candidate_cost(candidate, asked, ranking)
-    card = next(x for x in cards(ranking, asked, DEFAULT_POLICY, NOW) if x.node_id == view.node_id)
+    made = [ScoreCard(*x) for x in cards(ranking, asked, DEFAULT_POLICY, NOW)]
+    card = next(x for x in made if x.node_id == view.node_id)
     expected = {name: number(row[name]) for name in SIGNALS}
     assert dict(zip(SIGNALS, card.by_signal, strict=True)) == pytest.approx(expected, abs=6e-3)
     assert card.total == pytest.approx(number(row["total"]), abs=6e-3)

@@ -89,7 +89,7 @@ def test_what_is_not_known_is_null_in_the_file(conn: sqlite3.Connection) -> None
 
 
 def test_a_breakdown_stands_in_the_order_of_the_signals(conn: sqlite3.Connection) -> None:
-    card = ScoreCard("}", (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0), 28.0)
+    card = ScoreCard("}", 28.0, (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0))
     write_batch(conn, [trace(card=card, candidates=(card,))])
     (row,) = list_traces(conn, 10, None)
     assert isinstance(row["scores_breakdown"], dict)
@@ -170,7 +170,7 @@ def test_a_late_start_does_not_reopen_what_has_ended(conn: sqlite3.Connection) -
 
 
 def test_the_eight_best_and_sixty_four_excluded_are_kept(conn: sqlite3.Connection) -> None:
-    cards = tuple(ScoreCard(f"n{i}", (0.0,) * 7, 0.0) for i in range(12))
+    cards = tuple(ScoreCard(f"n{i}", 0.0, (0.0,) * 7) for i in range(12))
     out = tuple(Exclusion(f"x{i:03}", "offline") for i in range(100))
     write_batch(conn, [trace(candidates=cards, excluded=out)])
     (row,) = list_traces(conn, 10, None)
