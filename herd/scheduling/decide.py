@@ -82,7 +82,7 @@ def _serve(request: InferenceRequest, look: Look, history: History, moment: Mome
             return Decision(loaded)
     block = blocked(look.ranking.where, moment.snapshot, policy, history.waited_s)
     if block is None:  # 2.1
-        return Decision(_attempt(look, moment))
+        return tuple.__new__(Decision, (_attempt(look, moment), None))
     if history.waited_s < policy.wait_timeout_s:  # 2.2
         best, excluded = look.ranking.best, _excluded(look, moment)
         budget_s = policy.wait_timeout_s - history.waited_s
@@ -166,7 +166,7 @@ def _attempt(look: Look, moment: Moment) -> Attempt:
 def _excluded(look: Look, moment: Moment) -> tuple[Exclusion, ...]:
     """Holders that were left out, then nodes that do not have the model; by id, 64 at most."""
     found, absent = look.ranking.excluded, moment.table.absent(look.needs.model, moment.snapshot)
-    return (found + absent)[:MAX_EXCLUSIONS] if found else absent[:MAX_EXCLUSIONS]
+    return (found + absent)[:MAX_EXCLUSIONS]
 
 
 def _nobody(request: InferenceRequest, looks: list[Look], history: History, moment: Moment) -> Step:

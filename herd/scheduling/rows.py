@@ -181,15 +181,15 @@ class Kept:
 
         Few rows are fresh for other reasons than these two; they are looked at every time.
         """
-        places = snapshot.listing.get(self._needs.model, ())
+        nodes, places = snapshot.nodes, snapshot.listing.get(self._needs.model, ())
         if places is not self._places or not self.from_s <= now_s < self._until_s:
             self._look_at_each(places, snapshot, policy, now_s)  # 3
         else:
-            if snapshot.nodes is not self._nodes:
+            if nodes is not self._nodes:
                 self._look_at_changed(snapshot, policy, now_s)  # 2
             if self._restless:
                 self._look_at_restless(snapshot, policy, now_s)
-        self._nodes = snapshot.nodes
+        self._nodes = nodes
 
     def line_after(self, at: int, line: Line, claims: int, now_s: float) -> Line:
         """That of row `at`, whose own is `line`, for somebody who comes after so many claims.

@@ -257,10 +257,10 @@ def after_work(
     In longhand and by place, since it is done a few times a request.
     """
     slots, limit, longest, late = before.slots, before.context_limit, before.longest_prompt, before.late
-    own, rates = len(instance.running), instance.rates
+    own, rates, neighbours = len(instance.running), instance.rates, node.instances
     others, loads_other = 0.0, False
-    if len(node.instances) > 1:
-        for x in node.instances:
+    if len(neighbours) > 1:
+        for x in neighbours:
             if x is not instance:
                 if x.running:
                     others += 2.0
