@@ -153,6 +153,7 @@ class Instance:
         "busy_until_s",
         "delisted",
         "facts",
+        "fixed",
         "guess",
         "key",
         "last_used_s",
@@ -197,6 +198,8 @@ class Instance:
         self.seen_hot_s: float | None = None
         """When a record last proved it hot."""
         self.view: InstanceView | None = None
+        self.fixed: tuple[object, ...] = ()
+        """The first fields of `view`, which work does not change."""
         self.reloads_from: int | None = None
         """While it is loaded anew with another context: the one it had, which beats still tell of."""
         self.place = 0
@@ -333,8 +336,9 @@ class Instance:
         view = self.view
         if view is None:
             view = self.view = self._make_view(defaults)
+            self.fixed = view[:INSTANCE_FIXED]
         elif self.worked:
-            view = self.view = tuple.__new__(InstanceView, view[:INSTANCE_FIXED] + self._work())
+            view = self.view = tuple.__new__(InstanceView, self.fixed + self._work())
         self.worked = False
         return view
 

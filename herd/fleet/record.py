@@ -39,6 +39,7 @@ class Node:
         "busy",
         "company",
         "drain_boot",
+        "fixed",
         "host",
         "instances",
         "last_beat_s",
@@ -56,6 +57,7 @@ class Node:
         "silent",
         "status",
         "view",
+        "views",
         "worked",
     )
 
@@ -86,6 +88,10 @@ class Node:
         self.probe_delay_s = FIRST_PROBE_AFTER_S
         self.refusals_s: list[float] = []
         self.view: NodeView | None = None
+        self.fixed: tuple[object, ...] = ()
+        """The first fields of `view`, which work does not change."""
+        self.views: list[InstanceView] = []
+        """Its `instances`."""
         self.worked: list[Instance] = []
         """Instances whose part of `view` is out of date in what work changes, and in nothing else."""
 
@@ -146,12 +152,12 @@ class Node:
         view = self.view
         if view is None:
             view = self.view = self._make_view(defaults)
+            self.fixed, self.views = view[:NODE_FIXED], list(view.instances)
         else:
-            instances = list(view.instances)
             for instance in self.worked:
-                instances[instance.place] = instance.current_view(defaults)
-            work = (tuple(instances), self.busy, self.last_chosen_s)
-            view = self.view = tuple.__new__(NodeView, view[:NODE_FIXED] + work)
+                self.views[instance.place] = instance.current_view(defaults)
+            work = (tuple(self.views), self.busy, self.last_chosen_s)
+            view = self.view = tuple.__new__(NodeView, self.fixed + work)
         self.worked.clear()
         return view
 
