@@ -142,7 +142,7 @@ class LearnedRates:
             self._values["", model, "token_correction"] = correction
         elif not completion_tokens > 0:
             return stats
-        stats = self._stats[model] = ModelStats(out_tokens, correction)
+        stats = self._stats[model] = tuple.__new__(ModelStats, (out_tokens, correction))
         return stats
 
     def export(self) -> list[RateRow]:

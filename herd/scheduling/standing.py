@@ -363,15 +363,15 @@ def _after_claims(rests_s: tuple[float, ...], slots: int, claims: int, e: float)
 
 def parts_of(where: Standing, ask: Ask, cached: float, now_s: float) -> Parts:
     """load, evict, queue, wait, p, d, price and context, as docs/scheduling.md §1 names them."""
-    rates = where.rates
+    _, _, rates, _, _, _, load, evict, blocked, rounds, queue_p, queue_d, price, full, _, limit = where[:16]
     p, d = prefill_decode_s(rates, ask, cached)
     e = p + d
-    queue = where.queue_p * p + where.queue_d * d
-    wait = where.blocked_s + where.rounds * e
-    if where.full:
+    queue = queue_p * p + queue_d * d
+    wait = blocked + rounds * e
+    if full:
         wait += wait_for_slot_s(where, e, now_s)
-    context = rates.load_warm_s if ask.context_tokens > where.context_limit else 0.0
-    return where.load_s, where.evict_s, queue, wait, p, d, e * where.price_per_s, context
+    context = rates.load_warm_s if ask.context_tokens > limit else 0.0
+    return load, evict, queue, wait, p, d, e * price, context
 
 
 def cost_of(where: Standing, ask: Ask, cached: float, now_s: float, degraded_s: float = 0.0) -> Cost:

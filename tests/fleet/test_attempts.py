@@ -1,9 +1,14 @@
 """Slots as live attempts: what they do to an instance's state, what settles, what is learned."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from herd.fleet.attempt import sample
 from herd.fleet.events import AttemptEnded, AttemptFirstRecord, AttemptStarted, InstanceFreed, ModelChanged
+from herd.fleet.rates import LearnedRates
 from herd.fleet.registry import AttemptResult
+from herd.fleet.snapshot import Rates
 from tests.fleet.build import HOST, KEY, OLLAMA, beat, marks, model, online, start
 
 
@@ -15,6 +20,7 @@ def state(registry):
     return registry.instance("attic", KEY).state
 
 
+RATES = Rates(100.0, 0.02, 8.0, 2.0)
 DONE = AttemptResult(ok=True)
 FAILED = AttemptResult(ok=False)
 
@@ -36,6 +42,41 @@ def test_an_attempt_takes_a_slot_and_gives_it_back():
         AttemptFirstRecord("attic", KEY, "q1"),
         AttemptEnded("attic", KEY, "q1", True, False),
     ]
+
+
+def test_whoever_drains_some_types_of_events_gets_those_and_the_others_are_gone():
+    registry = online(model(state="warm"))
+    registry.end_attempt(start(registry, 1.0), 2.0, DONE)
+    assert registry.drain_events((ModelChanged,)) == [
+        ModelChanged("attic", KEY, "loading"),
+        ModelChanged("attic", KEY, "hot"),
+    ]
+    assert registry.drain_events() == []
+
+
+maybe_s = st.none() | st.floats(0.0, 100.0)
+maybe_tokens = st.none() | st.integers(0, 1000)
+
+
+@given(
+    st.builds(
+        AttemptResult,
+        ok=st.just(True),
+        prompt_tokens=maybe_tokens,
+        cached_tokens=maybe_tokens,
+        completion_tokens=maybe_tokens,
+        ttft_s=maybe_s,
+        total_s=maybe_s,
+        prefill_ms=maybe_s,
+        decode_ms=maybe_s,
+        load_s=maybe_s,
+    ),
+    st.sampled_from(("hot", "warm")),
+)
+def test_an_answer_without_a_time_teaches_no_speed(outcome, state):
+    registry = online(model(state=state))
+    learned = LearnedRates().learn("attic", "m", sample(start(registry, 1.0), outcome), RATES)
+    assert outcome.timed or not learned
 
 
 def test_ending_an_attempt_twice_frees_one_slot():

@@ -15,6 +15,8 @@ from herd.fleet.held import NOTHING_HELD
 from herd.fleet.snapshot import FleetSnapshot, NodeView, Running
 from herd.request import InferenceRequest
 from herd.scheduling import signals
+from herd.scheduling.bounds import needs_of
+from herd.scheduling.decide import decide
 from herd.scheduling.eligibility import Needs, why_not
 from herd.scheduling.estimate import Ask, Ending, ask_of, endings, first_free
 from herd.scheduling.plan import (
@@ -32,7 +34,7 @@ from herd.scheduling.plan import (
     plan_queue,
 )
 from herd.scheduling.policy import DEFAULT_POLICY
-from herd.scheduling.rows import make_row, next_row
+from herd.scheduling.rows import make_row, next_row, row_after_work
 from herd.scheduling.score import NO_CLAIMS, Candidate, Moment, Ranking, cards, rank
 from herd.scheduling.standing import (
     Cost,
@@ -642,3 +644,25 @@ def test_a_request_that_fails_everywhere_ends_within_its_attempts(
 
 def test_candidates_compare_by_time_then_by_last_choice_then_by_id() -> None:
     assert Candidate._fields[:4] == ("total_s", "last_chosen_s", "node_id", "instance_key")
+
+
+@FEW
+@given(requests(), fleets())
+def test_what_is_made_past_its_constructor_has_every_field(
+    request: InferenceRequest, snapshot: FleetSnapshot
+) -> None:
+    (asked, ranking), needs = look(request, snapshot), needs_of(request, request.chain[0], NEW, snapshot)
+    made = [asked, ranking, needs]
+    moment = Moment(snapshot, DEFAULT_POLICY, NOW, NO_CLAIMS, CostTable())
+    decision = decide(request, NEW, moment)
+    made.append(decision)
+    if isinstance(decision.step, Attempt):
+        made += [decision.step, decision.step.cost, decision.step.card]
+        view, held = snapshot.nodes[decision.step.node_id], decision.step.instance_key
+        before = next(x for x in view.instances if x.key == held)
+        row = make_row(view, before, needs, snapshot, DEFAULT_POLICY, NOW)
+        after = row_after_work(row, view, before, DEFAULT_POLICY, NOW)
+        made += [row] if after is None else [row, after]
+    for value in made:
+        assert len(value) == len(type(value)._fields)
+        assert type(value)(*value) == value
