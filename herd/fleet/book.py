@@ -143,14 +143,14 @@ class Book:
 
     def _worked(self, node: Node, instance: Instance) -> None:
         """Work came or went, and that is all that changed: the cheap half of `_touch`."""
+        self.version += 1
         if instance.worked and self._snapshot is None:
-            self.version += 1  # all else was said before, and nobody has looked since
-            return
+            return  # it was said before, and nobody has looked since
+        self._snapshot = None
         if instance.listed and not instance.delisted:
             self._views.worked(node, instance)
         else:
             self._views.touch(node, instance)  # whether it is seen at all may depend on its work
-        self._changed()
 
     def _changed(self) -> None:
         self.version += 1
