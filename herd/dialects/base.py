@@ -32,12 +32,8 @@ _HASHED_WHOLE_CHARS = 65536
 _CUT_BODY_BYTES = 256 * 1024
 _CUT_STRING_BYTES = 128 * 1024
 _KEPT_BYTES = _HASHED_WHOLE_CHARS // 2
-#: Up to here counting a word is quicker than skipping from string to string.
-_COUNTED_BYTES = 32 * 1024
 #: Stands for the middle: NUL, how many characters it had, NUL.
 _LEFT_OUT = re.compile("\0([0-9]+)\0")
-#: An ASCII character written as \\uXXXX: a letter of a key, or a NUL that is not ours.
-_ESCAPED_ASCII = re.compile(rb"\\u00[0-7]")
 #: Fields that reach into a backend's slots and files (docs/behaviour.md, refused fields).
 _REFUSED_FIELDS = frozenset({"n_discard", "id_slot", "slot_save_path", "slot_restore_path"})
 #: What is said beside the question itself (`asides`). Hardly any request has one of them.
@@ -247,7 +243,7 @@ def _read_cut(body: bytes) -> Head | None:
         pieces += (body[end:start], b"\\u0000%d\\u0000" % (stop - start))
         end = stop
     pieces.append(body[end:])
-    if any(b'"tags"' in piece or _ESCAPED_ASCII.search(piece) for piece in pieces[::2]):
+    if any(b'"tags"' in piece or jsonedit.ESCAPED_ASCII.search(piece) for piece in pieces[::2]):
         return None
     text = b"".join(pieces)
     try:
@@ -292,19 +288,12 @@ def _quotes(piece: bytes) -> int:
 def refuse_twins(head: Head, key: str) -> None:
     """Two model fields, in any letter case, are refused: Go matches `MODEL` too, and others do not.
     So is `STREAM`: a backend would stream an answer that is not expected to.
-
-    Keys that differ are seen in the parsed object; of equal ones a parser keeps the last, so a short text is
-    asked: written once and never escaped is once. Else `jsonedit` reads key by key.
     """
-    text, names = head.text, [*map(str.casefold, head.value)]
-    if "stream" in names and (names.count("stream") > 1 or "stream" not in head.value):
+    others = [name.casefold() for name in head.value if name != key]
+    if "stream" in others and (others.count("stream") > 1 or "stream" not in head.value):
         raise BadRequest("the field 'stream' must be written so, in small letters and once")
-    short = len(text) < _COUNTED_BYTES and not _ESCAPED_ASCII.search(text)
-    once = short and text.count(b'"%b"' % key.encode()) == 1
-    if once and names.count(key) == 1:
-        return
     try:
-        jsonedit.find_top_level(text, key)
+        jsonedit.refuse_twins(head.text, others, key)
     except ValueError as error:
         raise BadRequest(str(error)) from error
 

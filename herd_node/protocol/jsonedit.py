@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 _QUOTE, _OPEN_OBJECT, _OPEN_LIST = b'"{['
@@ -32,6 +33,10 @@ _SCALAR = re.compile(rb"[^ \t\r\n,\]}]++")
 _PLAIN = re.compile(rb'(?:[^"\[\]{}]++|"[^"\\]{0,64}+"){0,256}')
 _SPECIAL = frozenset(b'"[]{}')
 _ESCAPED_TAIL = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*"', re.DOTALL)
+#: An ASCII character written as \\uXXXX, as a letter of a key may be.
+ESCAPED_ASCII = re.compile(rb"\\u00[0-7]")
+#: Up to here counting a word is quicker than skipping from string to string.
+_COUNTED_BYTES = 32 * 1024
 
 
 class JsonEditError(ValueError):
@@ -86,6 +91,18 @@ def find_member(body: bytes, key: str, *, at: int = 0) -> Member | None:
     if _CLOSE.match(body, pos) is None:
         raise JsonEditError("the request body is not valid JSON")
     return found
+
+
+def refuse_twins(body: bytes, others: Sequence[str], key: str) -> None:
+    """Raises JsonEditError where two keys are equal to `key`, which is in small ASCII letters, in any case.
+    `others` are the keys that a parser found in this body, in their folded form and without `key` itself.
+
+    Keys that differ stand there; of equal ones a parser keeps the last, so a short text is asked: written
+    once and never escaped is once. Else the text is read key by key.
+    """
+    counted = len(body) < _COUNTED_BYTES and not ESCAPED_ASCII.search(body)
+    if not counted or key in others or body.count(b'"%b"' % key.encode()) != 1:
+        find_top_level(body, key)
 
 
 def replace_span(body: bytes, span: tuple[int, int], value: bytes) -> bytes:

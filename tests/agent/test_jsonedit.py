@@ -13,6 +13,7 @@ from herd_node.protocol.jsonedit import (
     find_member,
     find_top_level,
     json_string,
+    refuse_twins,
     remove_member,
     replace_span,
 )
@@ -49,6 +50,29 @@ def test_the_span_of_a_key_holds_exactly_its_value(
         span = find_top_level(body, name)
         assert span is not None
         assert json.loads(body[slice(*span)]) == value
+
+
+spellings = st.sampled_from(
+    ["model", "MODEL", "mod\\u0065l", "\\u006dodel", "\\u004DODEL", "models", "x", "é"]
+)
+contents = st.sampled_from(
+    ['"m"', '"model"', '{"model":1}', '["model"]', '"\\"model\\""', '"\\u0041"', '"\\u00e9"']
+)
+
+
+@given(st.lists(st.tuples(spellings, contents), max_size=4), st.sampled_from([0, 40_000]))
+def test_twins_are_refused_in_a_short_text_as_in_one_that_is_read_key_by_key(
+    fields: list[tuple[str, str]], padding: int
+) -> None:
+    text = "{" + " " * padding + ",".join(f'"{key}" : {value}' for key, value in fields) + "}"
+    others = [name.casefold() for name in json.loads(text) if name != "model"]
+    try:
+        find_top_level(text.encode(), "model")
+    except JsonEditError as error:
+        with pytest.raises(JsonEditError, match=str(error)):
+            refuse_twins(text.encode(), others, "model")
+    else:
+        refuse_twins(text.encode(), others, "model")
 
 
 @given(st.dictionaries(names, values, max_size=6), layouts, st.text(max_size=20))
