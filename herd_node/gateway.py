@@ -17,6 +17,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,9 +30,9 @@ from herd_node.net.leaving import UntilGone
 from herd_node.net.uploads import read_upload, release
 from herd_node.protocol import auth
 from herd_node.protocol.forms import Body, FormError, read_form
-from herd_node.protocol.jsonedit import JsonEditError, find_top_level, json_string, replace_span
+from herd_node.protocol.jsonedit import JsonEditError, find_top_level, json_string, refuse_twins, replace_span
 from herd_node.protocol.names import canonical
-from herd_node.protocol.routes import FORWARDED_BY_PATH, Dialect, Route, endpoint_of, managing
+from herd_node.protocol.routes import ENDPOINT_BY_PATH, FORWARDED_BY_PATH, Dialect, Route, managing
 from herd_node.protocol.wire import Model
 from herd_node.relay import JSON, Relay, Trouble, answer_trouble
 from herd_node.runtime.clock import Clock
@@ -63,12 +64,13 @@ Runner = tuple[str, str]
 """Backend id and weights (or name)."""
 
 
-class Live(NamedTuple):
-    """A call that runs. `runner` is what its slot belongs to: entries with the same weights share one."""
+@dataclass(slots=True, eq=False)
+class Live:
+    """A call that runs, equal to itself only. `runner` is what its slot belongs to: entries with the same
+    weights share one."""
 
     model: str
     runner: Runner
-    number: int
 
 
 class Calls:
@@ -77,7 +79,6 @@ class Calls:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._by_runner: dict[Runner, set[Live]] = {}
-        self._numbers = 0
         self._ended_s: dict[str, float] = {}
         self.loading: set[Live] = set()
         """Those that wait for their model to be loaded."""
@@ -113,8 +114,7 @@ class Calls:
 
     def begin(self, model: str, runner: Runner) -> Live:
         """One more; `end` it in a `finally`."""
-        self._numbers += 1
-        call = Live(model, runner, self._numbers)
+        call = Live(model, runner)
         self._by_runner.setdefault(runner, set()).add(call)
         self._idle.clear()
         return call
@@ -169,8 +169,7 @@ class Gateway:
         self.draining = False
         self._node_id, self._agent_id, self._boot = node_id, agent_id, boot
         self._gate = gate
-        self._macs = auth.CallMacs()
-        self._key_for = key_for
+        self._heads = auth.CallHeads(key_for)
         self._backends = backends
         self._relay = relay
         self._clock = clock
@@ -206,14 +205,14 @@ class Gateway:
 
     def _signed(self, exchange: Exchange) -> tuple[auth.AuthHeader, bytes]:
         """The head alone decides whether a byte of the body is read."""
+        value = (exchange.header(auth.HEADER) or b"").decode("latin-1")
         try:
-            header = auth.parse_auth((exchange.header(auth.HEADER) or b"").decode("latin-1"))
+            signed = self._heads.read(value, exchange.method, exchange.target)
         except auth.AuthError as error:
             raise Trouble(error.status, "auth", str(error)) from error
-        key = self._key_for(header.key_id)
-        if key is None or not self._macs.ok(key, header, exchange.method, exchange.target):
+        if signed is None:
             raise Trouble(401, "auth", "the call is not signed by this node's router")
-        return header, key
+        return signed
 
     async def _read(self, exchange: Exchange, header: auth.AuthHeader, route: Route | None) -> Body:
         body: Body
@@ -269,18 +268,11 @@ class Gateway:
         if not isinstance(as_written, str) or not as_written:
             raise Trouble(400, None, "model is required")
         name = canonical(as_written)
-        ready_first = sorted(self._backends(), key=lambda backend: not backend.reading.ready)
-        for backend in ready_first:
-            # one that is not ready may know its models only from before
-            model = backend.model(name) or _listed(backend, name)
-            if model is None:
-                continue
-            if not backend.reading.ready:
-                raise Trouble(503, "not-ready", f"the backend of model '{as_written}' is not ready")
-            return Chosen(backend, model, name, as_written, fields, span)
-        if not any(backend.reading.ready for backend in ready_first):
-            raise Trouble(503, "not-ready", "no backend of this node is ready")
-        raise Trouble(404, "no-model", f"model '{as_written}' not found")
+        backends = self._backends()
+        for backend in backends:
+            if backend.reading.ready and (model := backend.model(name) or _listed(backend, name)) is not None:
+                return Chosen(backend, model, name, as_written, fields, span)
+        raise _not_served(backends, name, as_written)
 
     async def _serve(self, exchange: Exchange, route: Route, body: Body, chosen: Chosen) -> None:
         if route.kind not in _TAKES_A_SLOT:
@@ -295,15 +287,17 @@ class Gateway:
         # The last guard: one more than the slots, because a router may hear of a freed slot before we do.
         if self.calls.on_runner(runner) > (model.slots or 1):
             raise Trouble(503, "busy", f"all slots of model '{model.name}' are taken", retry_after_s=1)
-        call, began_s, unload = self.calls.begin(model.name, runner), self._clock.now_s(), False
+        call, load_s, unload = self.calls.begin(model.name, runner), 0.0, False
         try:
             if "load" in chosen.backend.manager.offers and _wants_the_model_loaded(route, chosen):
+                began_s = self._clock.now_s()
                 self.calls.loading.add(call)
                 try:
                     await self._load(chosen, route)
                 finally:
                     self.calls.loading.discard(call)
-            unload = await self._carry(exchange, route, body, chosen, load_s=self._clock.now_s() - began_s)
+                load_s = self._clock.now_s() - began_s
+            unload = await self._carry(exchange, route, body, chosen, load_s=load_s)
         finally:
             self.calls.end(call)
         if unload:  # it waits until nothing runs on the model, so nobody waits for it
@@ -336,7 +330,7 @@ class Gateway:
     ) -> bool:
         """Whether the caller wants the model unloaded when this is over."""
         backend = chosen.backend
-        endpoint = endpoint_of(route)
+        endpoint = ENDPOINT_BY_PATH.get(route.path)
         if endpoint is not None and endpoint not in backend.reading.endpoints:
             raise Trouble(501, None, f"the backend of model '{chosen.as_written}' does not offer {endpoint}")
         if endpoint is not None or route.dialect in backend.native:
@@ -396,12 +390,22 @@ def _parse(body: bytes) -> dict[str, object]:
         fields = orjson.loads(body)
         if not isinstance(fields, dict):
             raise Trouble(400, None, "the request body must be a JSON object")
-        find_top_level(body, "model")
+        refuse_twins(body, [name.casefold() for name in fields if name != "model"], "model")
     except orjson.JSONDecodeError as error:
         raise Trouble(400, None, f"the request body is not valid JSON: {error}") from error
     except JsonEditError as error:
         raise Trouble(400, None, str(error)) from error
     return fields
+
+
+def _not_served(backends: Sequence[Backend], name: str, as_written: str) -> Trouble:
+    """Why none of them serves it now; one that is not ready may know its models only from before."""
+    not_ready = [backend for backend in backends if not backend.reading.ready]
+    if any(backend.model(name) or _listed(backend, name) for backend in not_ready):
+        return Trouble(503, "not-ready", f"the backend of model '{as_written}' is not ready")
+    if len(not_ready) == len(backends):
+        return Trouble(503, "not-ready", "no backend of this node is ready")
+    return Trouble(404, "no-model", f"model '{as_written}' not found")
 
 
 def _listed(backend: Backend, name: str) -> Model | None:

@@ -99,6 +99,9 @@ class Relay:
         try:
             if upstream.status >= 500:
                 await self._forward_error(exchange, backend, upstream)
+            elif upstream.ended and _has_length(upstream):  # it came together with its head
+                whole = await upstream.read()
+                await exchange.respond(upstream.status, _returned(upstream, with_length=False), whole)
             else:
                 await exchange.start(upstream.status, _returned(upstream, with_length=True))
                 if route.path == MESSAGES and backend.kind != "ollama" and _is_event_stream(upstream):
@@ -248,6 +251,10 @@ def _json_headers(upstream: Upstream) -> list[tuple[bytes, bytes]]:
 
 def _is_event_stream(upstream: Upstream) -> bool:
     return (upstream.header(b"content-type") or b"").startswith(b"text/event-stream")
+
+
+def _has_length(upstream: Upstream) -> bool:
+    return upstream.header(b"content-length") is not None and not _is_event_stream(upstream)
 
 
 def _type_of(call: Call) -> bytes:

@@ -12,6 +12,8 @@ import hashlib
 import hmac
 import json
 import re
+from array import array
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 from urllib.parse import urlsplit
 
@@ -20,6 +22,7 @@ from herd_node.protocol.names import is_node_id
 
 HEADER = b"x-herd-auth"
 MAX_SEQ = 2**53 - 1
+_MAX_SEQ_DIGITS = len(str(MAX_SEQ))
 
 Direction = Literal["beat", "call", "reply"]
 
@@ -168,29 +171,47 @@ def _verifier(key: bytes, header: AuthHeader, direction: Direction, method: str,
     )
 
 
-class CallMacs:
-    """`mac_ok` for calls, with a memory: one router asks for the same few things all day.
+class CallHeads:
+    """Reads the heads of calls, with a memory: one router writes the same front of its heads all day.
 
-    Only what was signed well is remembered, so a stranger cannot fill it.
+    What stands in front of the number is kept together with what it says, so of the next head only number,
+    hash and mac are looked at. Only what was signed well is remembered, so a stranger cannot fill it.
     """
 
     _MOST = 256
 
-    def __init__(self) -> None:
-        self._signers: dict[tuple[bytes, str, str, str, str | None, str], Signer] = {}
+    def __init__(self, key_for: Callable[[str], bytes | None]) -> None:
+        self._key_for = key_for
+        self._known: dict[tuple[str, str, str], tuple[str, str, str | None, bytes, Signer]] = {}
 
-    def ok(self, key: bytes, header: AuthHeader, method: str, target: str) -> bool:
-        head = (key, method, target, header.sender_boot, header.receiver_boot, header.key_id)
-        signer = self._signers.get(head)
-        if signer is not None:
-            return hmac.compare_digest(signer.mac(header.seq, header.body_sha256), header.mac)
+    def read(self, value: str, method: str, target: str) -> tuple[AuthHeader, bytes] | None:
+        """The head and the key that signed it; None where nobody whose key is known did. Raises AuthError."""
+        front, *rest = value.rsplit(" ", 3)
+        known = self._known.get((method, target, front))
+        if known is not None and len(rest) == 3 and value.isascii():
+            key_id, sender, receiver, key, signer = known
+            seq, body_sha256, mac = rest
+            # Any other way to write the number is judged by `parse_auth`; what was signed so has its form.
+            plain = seq.isdecimal() and seq[0] != "0" and len(seq) < _MAX_SEQ_DIGITS
+            if plain and self._key_for(key_id) == key:
+                header = AuthHeader(key_id, sender, receiver, int(seq), body_sha256, mac)
+                if hmac.compare_digest(signer.mac(header.seq, body_sha256), mac):
+                    return header, key
+        return self._read_anew(value, method, target, front)
+
+    def _read_anew(self, value: str, method: str, target: str, front: str) -> tuple[AuthHeader, bytes] | None:
+        header = parse_auth(value)
+        key = self._key_for(header.key_id)
+        if key is None:
+            return None
         signer = _verifier(key, header, "call", method, target)
         if not hmac.compare_digest(signer.mac(header.seq, header.body_sha256), header.mac):
-            return False
-        if len(self._signers) >= self._MOST:
-            self._signers.clear()
-        self._signers[head] = signer
-        return True
+            return None
+        if len(self._known) >= self._MOST:
+            self._known.clear()
+        said = header.key_id, header.sender_boot, header.receiver_boot
+        self._known[method, target, front] = *said, key, signer
+        return header, key
 
 
 #: Copied for each body: OpenSSL looks up which of its implementations to use each time one is made.
@@ -224,23 +245,21 @@ def split_key_id(key_id: str) -> tuple[str, str]:
 class SeqWindow:
     """Each sequence number once, in any order, as long as it is at most `size` below the highest seen."""
 
-    __slots__ = ("_highest", "_mask", "_seen", "_size")
+    __slots__ = ("_highest", "_last_at", "_size")
 
     def __init__(self, size: int = 8192) -> None:
         self._size = size
-        self._mask = (1 << (size + 1)) - 1
         self._highest = 0
-        self._seen = 0  # bit i: the number `_highest - i` was accepted
+        # Numbers of the same place are further apart than the window is wide, so the last one is enough.
+        self._last_at = array("q", bytes(8 * (size + 1)))
 
     def accept(self, seq: int) -> bool:
-        ahead = seq - self._highest
-        if ahead > 0:
-            self._seen = ((self._seen << ahead) & self._mask) | 1 if ahead <= self._size else 1
-            self._highest = seq
-            return True
-        if seq < 1 or -ahead > self._size or self._seen >> -ahead & 1:
+        place = seq % len(self._last_at)
+        if seq < 1 or seq < self._highest - self._size or self._last_at[place] == seq:
             return False
-        self._seen |= 1 << -ahead
+        self._last_at[place] = seq
+        if seq > self._highest:
+            self._highest = seq
         return True
 
 
@@ -359,9 +378,9 @@ class CallGate:
         caller = self._callers.get(header.key_id)
         if caller is None:
             return Refusal(401, "No router has answered a beat of this agent yet.")
-        if caller.boots.is_replaced(header.sender_boot):
-            return Refusal(409, "The call is from a boot of the router that a newer one has replaced.")
         if header.sender_boot != caller.boots.current:
+            if caller.boots.is_replaced(header.sender_boot):
+                return Refusal(409, "The call is from a boot of the router that a newer one has replaced.")
             return Refusal(401, "The call is from a boot of the router that has not answered a beat.")
         # 3. each number once
         if not caller.window.accept(header.seq):

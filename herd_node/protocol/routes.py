@@ -86,9 +86,11 @@ FORWARDED: tuple[Route, ...] = (
 FORWARDED_BY_PATH: dict[str, Route] = {route.path: route for route in FORWARDED}
 
 
-def endpoint_of(route: Route) -> str | None:
-    """The endpoint that a backend must offer for this row; None when every backend of the dialect has it."""
-    return next((word for word in route.needs if word.startswith("/")), None)
+#: The endpoint that a backend must offer for a path; for a path that is not here every backend of the dialect
+#: has it.
+ENDPOINT_BY_PATH: Mapping[str, str] = {
+    route.path: word for route in FORWARDED for word in route.needs if word.startswith("/")
+}
 
 
 _BLOBS = "/api/blobs/"

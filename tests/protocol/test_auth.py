@@ -1,4 +1,5 @@
 import base64
+import contextlib
 import hashlib
 import hmac
 import json
@@ -14,7 +15,7 @@ from herd_node.protocol.auth import (
     AuthHeader,
     BeatGate,
     CallGate,
-    CallMacs,
+    CallHeads,
     Refusal,
     SeqWindow,
     Signer,
@@ -134,33 +135,76 @@ def test_the_mac_is_that_of_the_standard_library(key, seq, body):
         assert signer.mac(seq, body_hash(body)) == hmac.digest(key, text.encode(), "sha256").hex()
 
 
+def only_attic(key_id):
+    return SECRET if key_id == ATTIC else None
+
+
 @pytest.mark.parametrize("element", ELEMENTS)
 def test_a_remembered_call_is_checked_as_strictly_as_the_first(element):
-    macs = CallMacs()
-    good = parse_auth(sign(SECRET, **ELEMENTS))
+    heads = CallHeads(only_attic)
+    good = sign(SECRET, **ELEMENTS)
     for _ in range(3):
-        assert macs.ok(SECRET, good, "POST", "/api/chat?x=1")
-    assert not macs.ok(SECRET[::-1], good, "POST", "/api/chat?x=1")
-    assert not macs.ok(SECRET, good, "GET", "/api/chat?x=1")
-    assert not macs.ok(SECRET, good, "POST", "/api/chat?x=2")
-    other = parse_auth(sign(SECRET, **(ELEMENTS | {element: OTHER[element]})))
-    assert not macs.ok(SECRET, other._replace(mac=good.mac), "POST", "/api/chat?x=1") or element in (
-        "direction",
-        "method",
-        "target",
-    )
+        assert heads.read(good, "POST", "/api/chat?x=1") == (parse_auth(good), SECRET)
+    assert heads.read(good, "GET", "/api/chat?x=1") is None
+    assert heads.read(good, "POST", "/api/chat?x=2") is None
+    front, _, mac = good.rpartition(" ")
+    other_front = sign(SECRET, **(ELEMENTS | {element: OTHER[element]})).rpartition(" ")[0]
+    read = heads.read(f"{other_front} {mac}", "POST", "/api/chat?x=1")
+    assert (read is None) == (other_front != front)
+
+
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [("012", 400), ("0", 400), ("", 400), ("+12", 400), ("\xb2", 400), ("9" * 16, 400), ("13", None)],
+)
+def test_a_number_written_otherwise_is_no_number_of_a_remembered_call_either(number, status):
+    heads = CallHeads(only_attic)
+    good = sign(SECRET, **ELEMENTS)
+    assert heads.read(good, "POST", "/api/chat?x=1") is not None
+    other = good.replace(" 12 ", f" {number} ")
+    if status is None:
+        assert heads.read(other, "POST", "/api/chat?x=1") is None
+        return
+    with pytest.raises(AuthError) as refused:
+        heads.read(other, "POST", "/api/chat?x=1")
+    assert refused.value.status == status
+
+
+@quick
+@given(seqs=st.lists(st.integers(1, 2**53 - 1), min_size=1, max_size=4), garble=st.data())
+def test_heads_are_read_with_a_memory_as_without(seqs, garble):
+    heads = CallHeads(only_attic)
+    for seq in seqs:
+        value = sign(SECRET, **(ELEMENTS | {"seq": seq}))
+        assert heads.read(value, "POST", "/api/chat?x=1") == (parse_auth(value), SECRET)
+        at = garble.draw(st.integers(0, len(value) - 1))
+        char = garble.draw(st.characters(max_codepoint=255).filter(lambda char, old=value[at]: char != old))
+        with contextlib.suppress(AuthError):
+            assert heads.read(value[:at] + char + value[at + 1 :], "POST", "/api/chat?x=1") is None
+
+
+def test_a_remembered_call_of_a_key_that_is_not_known_any_more_is_refused():
+    keys = {ATTIC: SECRET}
+    heads = CallHeads(keys.get)
+    old, new = (sign(key, **ELEMENTS) for key in (SECRET, SECRET[::-1]))
+    assert heads.read(old, "POST", "/api/chat?x=1") is not None
+    keys[ATTIC] = SECRET[::-1]
+    assert heads.read(old, "POST", "/api/chat?x=1") is None
+    assert heads.read(new, "POST", "/api/chat?x=1") == (parse_auth(new), SECRET[::-1])
+    keys.clear()
+    assert heads.read(new, "POST", "/api/chat?x=1") is None
 
 
 def test_calls_that_were_not_signed_well_fill_no_memory():
-    macs = CallMacs()
-    bad = parse_auth(sign(SECRET, **ELEMENTS))._replace(mac="0" * 64)
+    heads = CallHeads(only_attic)
+    bad = sign(SECRET, **ELEMENTS).rpartition(" ")[0] + " " + "0" * 64
     for number in range(3):
-        assert not macs.ok(SECRET, bad, "POST", f"/{number}")
-    assert not macs._signers
-    for number in range(2 * CallMacs._MOST):
-        header = parse_auth(sign(SECRET, **(ELEMENTS | {"target": f"/{number}"})))
-        assert macs.ok(SECRET, header, "POST", f"/{number}")
-    assert len(macs._signers) <= CallMacs._MOST
+        assert heads.read(bad, "POST", f"/{number}") is None
+    assert not heads._known
+    for number in range(2 * CallHeads._MOST):
+        value = sign(SECRET, **(ELEMENTS | {"target": f"/{number}"}))
+        assert heads.read(value, "POST", f"/{number}") is not None
+    assert len(heads._known) <= CallHeads._MOST
 
 
 def test_a_target_outside_ascii_can_be_signed():
