@@ -42,6 +42,8 @@ _MAX_ERROR_BYTES = 1024 * 1024
 _MAX_WHOLE_BYTES = 64 * 1024 * 1024
 _FORWARDED_HEADERS = frozenset({b"accept", b"x-request-id", b"anthropic-version", b"anthropic-beta"})
 _RETURNED_HEADERS = (b"content-type", b"content-length", b"retry-after")
+#: Behind a stream they close the connection that they have promised to keep.
+_CLOSE_BEHIND_STREAMS = frozenset({"llama-server", "llama-router"})
 
 
 class Trouble(Exception):
@@ -198,8 +200,8 @@ class Relay:
             upstream = await pool.request(backend.origin, "POST", path, lambda: headers, body)
         except PoolError as error:
             raise self._trouble(error) from error
-        if backend.kind != "ollama" and _is_event_stream(upstream):
-            upstream.no_reuse()  # llama-server announces keep-alive after a stream, and closes
+        if backend.kind in _CLOSE_BEHIND_STREAMS and _is_event_stream(upstream):
+            upstream.no_reuse()
         return upstream
 
     async def _forward_error(self, exchange: Exchange, backend: Backend, upstream: Upstream) -> None:

@@ -358,6 +358,28 @@ async def test_a_stream_goes_through_as_it_came_and_ends_properly(house: House, 
     assert await line.chunk() == b""
 
 
+@pytest.mark.parametrize("kind", ["openai", "llama-server"])
+async def test_only_a_llama_server_is_not_believed_that_it_keeps_a_connection_behind_a_stream(
+    house: House, kind: str
+) -> None:
+    async def stream(request: Request) -> None:
+        request.begin()
+        request.chunk(b"data: [DONE]\n\n")
+        request.end()
+
+    async with openai_backend("m") as server:
+        server.on(CHAT, stream)
+        if kind == "llama-server":
+            server.on("/health", {"status": "ok"})
+            server.on("/props", {"total_slots": 1, "model_path": "m.gguf"})
+        assert (await house.add(server.url)).kind == kind
+        for _ in range(2):
+            answer = await house.call(CHAT, HELLO | {"stream": True})
+            assert (answer.status, answer.whole) == (200, True)
+        first, second = server.of(CHAT)
+        assert (first.writer is second.writer) == (kind == "openai")
+
+
 async def test_a_stream_that_the_backend_cuts_is_cut_without_an_end_chunk(
     house: House, backend: Backendish
 ) -> None:
