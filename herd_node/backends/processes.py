@@ -2,14 +2,16 @@
 
 All of it is a courtesy of the operating system: another user's server (a system service) is usually not
 visible, and then the answer is None, never a guess. Blocks for some milliseconds: call it in a thread.
+Walking the sockets of a busy machine takes tens of them, and holds the interpreter: done once an owner.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ipaddress
+import os
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 
@@ -20,11 +22,30 @@ from herd_node.net.pool import Origin
 LOOK_AGAIN_AFTER = 12
 
 
+class _Listening(NamedTuple):
+    """A process and where its listening socket stands in /proc: as long as that names the same socket there,
+    the process listens. Only Linux has such a place; elsewhere its sockets are walked."""
+
+    process: psutil.Process
+    place: str | None
+    name: str
+
+    def still(self, port: int) -> bool:
+        if not self.process.is_running():
+            return False
+        if self.place is None:
+            return _listens(self.process, port)
+        try:
+            return os.readlink(self.place) == self.name
+        except OSError:
+            return False
+
+
 class PortOwners:
     """Remembers the owner of a port: finding it walks all sockets, seeing its children does not."""
 
     def __init__(self) -> None:
-        self._known: dict[int, psutil.Process] = {}
+        self._known: dict[int, _Listening] = {}
         self._unseen: dict[int, int] = {}
 
     def owner_of(self, origin: Origin) -> Owner | None:
@@ -43,8 +64,8 @@ class PortOwners:
     def _process(self, port: int) -> psutil.Process | None:
         known = self._known.get(port)
         if known is not None:
-            if known.is_running() and _listens(known, port):
-                return known
+            if known.still(port):
+                return known.process
             del self._known[port]
         if self._unseen.get(port, 0) > 0:
             self._unseen[port] -= 1
@@ -53,7 +74,7 @@ class PortOwners:
         if found is None:
             self._unseen[port] = LOOK_AGAIN_AFTER
         else:
-            self._known[port] = found
+            self._known[port] = _listening(found, port)
         return found
 
 
@@ -96,6 +117,16 @@ def _listens(process: psutil.Process, port: int) -> bool:
         return any(_is_listener(socket, port) for socket in process.net_connections(kind="tcp"))
     except psutil.Error:
         return False
+
+
+def _listening(process: psutil.Process, port: int) -> _Listening:
+    if psutil.LINUX:
+        with contextlib.suppress(psutil.Error, OSError):
+            for socket in process.net_connections(kind="tcp"):
+                if _is_listener(socket, port):
+                    place = f"/proc/{process.pid}/fd/{socket.fd}"
+                    return _Listening(process, place, os.readlink(place))
+    return _Listening(process, None, "")
 
 
 def _is_listener(socket: Any, port: int) -> bool:  # noqa: ANN401 - psutil has no types

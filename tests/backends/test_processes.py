@@ -7,6 +7,9 @@ import os
 import socket
 import sys
 
+import psutil
+import pytest
+
 from herd_node.backends.processes import LOOK_AGAIN_AFTER, PortOwners, find_listener, is_local
 from herd_node.net.pool import Origin
 
@@ -65,6 +68,25 @@ def test_another_owner_of_the_same_port_is_noticed() -> None:
         origin = Origin("127.0.0.1", server.getsockname()[1])
         assert owners.owner_of(origin) is not None
     assert owners.owner_of(origin) is None
+
+
+@pytest.mark.skipif(not psutil.LINUX, reason="only Linux names sockets in /proc")
+def test_a_known_owner_is_asked_for_without_walking_its_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
+    owners = PortOwners()
+    with listener() as other:
+        with listener() as server:
+            place = server.fileno()
+            origin = Origin("127.0.0.1", server.getsockname()[1])
+            first = owners.owner_of(origin)
+            with monkeypatch.context() as patched:
+                patched.setattr(psutil.Process, "net_connections", None)
+                patched.setattr(psutil, "net_connections", None)
+                assert owners.owner_of(origin) == first
+        os.dup2(other.fileno(), place)  # a socket that listens is there again, and it is another one
+        try:
+            assert owners.owner_of(origin) is None
+        finally:
+            os.close(place)
 
 
 def test_a_server_on_another_machine_has_no_owner_here() -> None:
