@@ -49,6 +49,7 @@ from herd.web.inference import Inference
 from herd.web.lists import Lists
 from herd.web.manage import DashboardManagement, OllamaManagement
 from herd_node.net.lane import lane_protocol
+from herd_node.net.outbox import Outbox
 from herd_node.net.pool import Pool
 from herd_node.net.server import QuietServer, StartPortTaken, bind, port_of
 from herd_node.protocol import auth
@@ -150,10 +151,12 @@ class Router:
             context_protection=settings.context_protection,
         )
         self.room = WaitingRoom(self.registry, policy, clock, max_waiting=settings.max_waiting)
+        outbox = Outbox()
         self.pool = Pool(
             idle_s=_POOL_IDLE_S,
             connect_timeout_s=settings.connect_timeout_s,
             unheard_timeout_s=settings.connect_timeout_s,
+            outbox=outbox,
         )
         self.prober = Prober(
             self.registry,
@@ -193,7 +196,7 @@ class Router:
         handlers = self._handlers(heartbeats)
         self.app = routes.build(handlers, self._admit)
         inference = routes.inference_handlers(handlers, self._admit)
-        self.lane = lane_protocol(inference, settings.max_body_bytes)
+        self.lane = lane_protocol(inference, settings.max_body_bytes, outbox)
 
     def _handlers(self, heartbeats: Heartbeats) -> dict[str, routes.Handler]:
         inference = Inference(

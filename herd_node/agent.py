@@ -35,6 +35,7 @@ from herd_node.models.manager import in_order
 from herd_node.models.outward import Outward
 from herd_node.net.asgi import asgi_endpoint
 from herd_node.net.lane import lane_protocol
+from herd_node.net.outbox import Outbox
 from herd_node.net.pool import Origin
 from herd_node.net.server import QuietServer, port_of
 from herd_node.protocol.auth import CallGate
@@ -184,7 +185,8 @@ class Agent:
             port=port_of(start.sockets),
         )
         gate, keys = CallGate(boot), KeyRing()
-        self._relay = Relay(clock, self._look_again)
+        outbox = Outbox()
+        self._relay = Relay(clock, self._look_again, outbox)
         self.gateway = Gateway(
             node_id=self._me.node_id,
             agent_id=self._me.agent_id,
@@ -218,7 +220,7 @@ class Agent:
             on_stop=self._signalled,
             graceful_s=_GRACEFUL_S,
             hold=True,
-            http=lane_protocol(dict.fromkeys(_PLAIN_PATHS, self.gateway.handle), MAX_BODY_BYTES),
+            http=lane_protocol(dict.fromkeys(_PLAIN_PATHS, self.gateway.handle), MAX_BODY_BYTES, outbox),
         )
 
     # -- life ------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ import orjson
 from herd_node.backends.base import Backend
 from herd_node.net.copying import copy_body
 from herd_node.net.exchange import Exchange
+from herd_node.net.outbox import Outbox
 from herd_node.net.pool import (
     BadResponse,
     HeadTimeout,
@@ -85,11 +86,11 @@ def error_body(dialect: Dialect, status: int, message: str) -> bytes:
 class Relay:
     """Owns the connections to the backends. `on_trouble` hears of one that did not answer as it should."""
 
-    def __init__(self, clock: Clock, on_trouble: Callable[[], None]) -> None:
+    def __init__(self, clock: Clock, on_trouble: Callable[[], None], outbox: Outbox | None = None) -> None:
         self._clock = clock
         self._on_trouble = on_trouble
-        self._llama_pool = Pool(idle_s=LLAMA_IDLE_S)
-        self._ollama_pool = Pool(idle_s=OLLAMA_IDLE_S)
+        self._llama_pool = Pool(idle_s=LLAMA_IDLE_S, outbox=outbox)
+        self._ollama_pool = Pool(idle_s=OLLAMA_IDLE_S, outbox=outbox)
 
     async def close(self) -> None:
         await self._llama_pool.close()

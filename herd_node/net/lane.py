@@ -27,14 +27,18 @@ _NOT_PLAIN = frozenset({b"expect", b"upgrade", b"transfer-encoding"})
 MOST_UNSENT_BYTES = 32 * 1024
 
 
-def lane_protocol(routes: Mapping[str, Handler], max_body_bytes: int) -> type[asyncio.Protocol]:
+def lane_protocol(
+    routes: Mapping[str, Handler], max_body_bytes: int, outbox: Outbox | None = None
+) -> type[asyncio.Protocol]:
     """A protocol class for uvicorn's `http=`. POSTs to the paths of `routes`, with a body up to the limit, go
     to these handlers; everything else to the server's ASGI application, where the same should stand."""
+
+    shared = outbox or Outbox()
 
     class Lane(_Lane):
         routes_by_url: ClassVar = {path.encode(): (path, handler) for path, handler in routes.items()}
         most_bytes: ClassVar = max_body_bytes
-        outbox: ClassVar = Outbox()
+        outbox: ClassVar = shared
 
     return Lane
 
@@ -52,6 +56,7 @@ class _Lane(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         transport.set_write_buffer_limits(MOST_UNSENT_BYTES)
+        self.outbox.in_work = self.tasks  # uvicorn's, of all connections
 
     def on_message_begin(self) -> None:
         self.url, self.headers, self.expect_100_continue = b"", [], False  # no scope: most need none

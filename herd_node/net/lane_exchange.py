@@ -194,7 +194,7 @@ class LaneExchange:
             return False
         if chunk:
             chunk = chunk_of(chunk) if self._chunks else chunk
-            self._outbox.write(lane.transport, chunk, alone=len(lane.tasks) < 2)
+            self._outbox.write(lane.transport, chunk)
         return True
 
     async def finish(self, chunk: bytes = b"") -> None:
@@ -275,7 +275,7 @@ class LaneExchange:
         lane = self._lane
         for part in (head, data):
             if part:
-                self._outbox.write(lane.transport, part, alone=len(lane.tasks) < 2)
+                self._outbox.write(lane.transport, part)
 
     def _end(self) -> None:
         self._open, self.response_complete = False, True

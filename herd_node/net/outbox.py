@@ -10,6 +10,7 @@ Whoever closes a transport, or writes to it past this, calls `flush` before.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sized
 from typing import Final
 
 #: More than this is not gathered: a transport must hear of it to say that its peer is slow.
@@ -17,21 +18,23 @@ _MOST_BYTES: Final = 64 * 1024
 
 
 class Outbox:
-    """One for all connections that write at the same time. Of one event loop."""
+    """One for all connections of a program that write at the same time. Of one event loop."""
 
-    __slots__ = ("_waiting_bytes", "waiting")
+    __slots__ = ("_waiting_bytes", "in_work", "waiting")
 
     def __init__(self) -> None:
+        self.in_work: Sized = ()
+        """The requests in work, set by whoever serves them. With less than two every write is made at once:
+        there are no others that could go along."""
         self.waiting: list[tuple[asyncio.Transport, bytes]] = []
         """To be read only, for whether there is anything to flush."""
         self._waiting_bytes = 0
 
-    def write(self, transport: asyncio.Transport, data: bytes, *, alone: bool) -> None:
-        """Like the transport's own `write`, a little later; at once for who is `alone`: nobody else is in
-        work whose writes could go along."""
+    def write(self, transport: asyncio.Transport, data: bytes) -> None:
+        """Like the transport's own `write`, a little later."""
         waiting = self.waiting
         if not waiting:
-            if alone or len(data) > _MOST_BYTES:
+            if len(self.in_work) < 2 or len(data) > _MOST_BYTES:
                 transport.write(data)
                 return
             asyncio.get_running_loop().call_soon(self.flush)

@@ -62,6 +62,7 @@ class Pool:
         unheard_timeout_s: float | None = None,
         max_head_bytes: int = 65536,
         max_buffer_bytes: int = 65536,
+        outbox: Outbox | None = None,
     ) -> None:
         self.max_head_bytes = max_head_bytes
         self.max_buffer_bytes = max_buffer_bytes
@@ -70,10 +71,8 @@ class Pool:
         kept one leads nowhere once the host behind it, or our own address, is gone (Linux)."""
         self._idle_s = idle_s
         self._connect_timeout_s = connect_timeout_s
-        self.outbox = Outbox()
+        self.outbox = outbox or Outbox()
         self.read_buffer = memoryview(bytearray(READ_BYTES))
-        self.busy: set[Connection] = set()
-        """Those with a request in work."""
         self._open: set[Connection] = set()
         self._idle: dict[Origin, list[Connection]] = {}
         self._timer: asyncio.TimerHandle | None = None

@@ -303,7 +303,6 @@ class Owner(Protocol):
     max_buffer_bytes: int
     unheard_timeout_s: float | None
     outbox: Outbox
-    busy: set[Connection]
     read_buffer: memoryview
 
     def opened(self, connection: Connection) -> None: ...
@@ -361,15 +360,13 @@ class Connection(asyncio.BufferedProtocol):
         """Write one request; its answer is to come (`Upstream.head`)."""
         pool = self._pool
         upstream = self.upstream = Upstream(self, self._loop, pool.max_buffer_bytes)
-        pool.busy.add(self)
         self.answered = self._interim = self._between_chunks = False
         self._head_bytes = 0
         self._no_body = method == "HEAD"
         try:
             head = self._head(method, target, headers(), len(body))
             if len(body) <= _ONE_WRITE_BYTES:
-                whole = head + body[:]  # of bytes this is the object itself
-                pool.outbox.write(self._transport, whole, alone=len(pool.busy) < 2)
+                pool.outbox.write(self._transport, head + body[:])  # of bytes this is the object itself
             else:
                 self._transport.write(head)
                 self._unsent = memoryview(body)
@@ -382,7 +379,6 @@ class Connection(asyncio.BufferedProtocol):
     def finish(self, *, reusable: bool) -> None:
         """The exchange is over."""
         self.upstream = None
-        self._pool.busy.discard(self)
         sent = not self._unsent and not self._transport.get_write_buffer_size()
         if reusable and sent and not self.closing:
             self.idle_since_s = self._loop.time()
@@ -458,8 +454,6 @@ class Connection(asyncio.BufferedProtocol):
         self.data_received(self._pool.read_buffer[:nbytes].tobytes())
 
     def data_received(self, data: bytes) -> None:
-        if self._pool.outbox.waiting:
-            self._pool.outbox.flush()  # so that no answer is taken to a request that has not gone yet
         upstream = self.upstream
         if upstream is None or upstream.ended:
             self.abort()  # nobody asked for this, and it must not be taken for the answer to what comes next
@@ -471,6 +465,8 @@ class Connection(asyncio.BufferedProtocol):
 
     def _parse(self, upstream: Upstream, data: bytes) -> None:
         self.answered = True
+        if self._pool.outbox.waiting:
+            self._pool.outbox.flush()  # so that no answer is taken to a request that has not gone yet
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
