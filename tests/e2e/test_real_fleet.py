@@ -67,7 +67,7 @@ def test_the_openai_client_lists_and_retrieves_models(openai_client: openai.Open
 def test_the_anthropic_client_talks_counts_and_is_refused_on_a_llama_cpp_node(real_fleet: Fleet) -> None:
     with anthropic.Anthropic(base_url=real_fleet.url, api_key="none", max_retries=0) as client:
         whole = client.messages.with_raw_response.create(
-            model=MODEL, max_tokens=6, messages=ASK, system="Be brief.", temperature=0
+            model=MODEL, max_tokens=6, messages=ASK, system="Be brief.", extra_body={"temperature": 0}
         )
         message = whole.parse()
         assert (message.type, message.content[0].type, message.stop_reason) == (
